@@ -26,8 +26,9 @@ so its drops are turned to the side of the x-feature.
 hundreds of intervals, and a fit there takes hours. Its column *explain* has no maps.
 
 ``--curve`` measures the groups alone, from fewer positives and with other covers, on the same contributions. Images
-above 64 x 64 are fitted to covered feature maps, as by default, and to covered pixels:
+above 64 x 64 are fitted to covered feature maps, to pixels, and to both, as by default:
 
+5 x 5        O1 under patches of 5 x 5, which no fit covered: a fit to pixels of 4 x 4 has seen those that O1 covers
 same         correlation on test examples with the matched x-features of the fit to most positives
 
 ``--tradeoff`` fits once, and measures divisions between the groups and none. *s shared* replaces weights a by
@@ -82,8 +83,16 @@ from captum_xnn.training._contributions import SMALL
 DRAWS, BATCH = 20, 64
 POINTS = ((60, 8), (30, 8), (20, 8), (10, 8), (5, 8), (30, 6), (30, 4))
 """Positives at most and patches along a side, of the curve; the first is what the others are compared with."""
-LARGE_POINTS = ((30, 8), (30, 6), (30, 4), (12, 4))
-"""The same for large images: the first covers feature maps, as the default does, the others pixels."""
+LARGE_POINTS: dict[str, dict[str, Any]] = {
+    "8 x 8 of maps and 3 patches of pixels": {},
+    "8 x 8 of maps": {"strongest": 0},
+    "8 x 8 of maps and 1 patch of pixels": {"strongest": 1},
+    "8 x 8 of maps and 8 patches of pixels": {"strongest": 8},
+    "4 x 4 of pixels": {"covered": "images", "grid": 4},
+}
+"""The same for large images, whose feature maps can be covered: settings of each point; the first has the default's."""
+FINER = 5
+"""Patches along a side that no point has."""
 
 SHARED = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75)
 
@@ -107,6 +116,7 @@ GROUPS = (
 )
 CURVE = (
     Column("o1", "O1 of drops", 2),
+    Column("o1_finer", "5 x 5", 2),
     Column("patches", "patches", 2),
     Column("identified", "identified", 2),
     Column("same", "same", 2),
@@ -481,12 +491,17 @@ def agreement(E_a: Tensor, E_b: Tensor) -> Line:
     return {"halves": matched_features(E_a, E_b).mean, "mixed": matched_features(E_a, mixed).mean}
 
 
+def _contributions(of: Problem, form: ContributionGroups, inputs: Tensor) -> Tensor:
+    """Returns the contributions of all dimensions, (N, D)."""
+    return by_dimension(of, form, inputs).c
+
+
 def _dimensions(of: Problem, by: Shown, form: ContributionGroups) -> tuple[Exact, Tensor | None]:
     """Returns contributions of all dimensions in the test inputs, and what they lose in the images."""
     exact = by_dimension(of, form, of.test)
     if by.images is None:
         return exact, None
-    return exact, patch_drops(lambda x: by_dimension(of, form, x).c, by.images).double()
+    return exact, patch_drops(partial(_contributions, of, form), by.images).double()
 
 
 def measure(of: Problem, given: argparse.Namespace) -> Line:
@@ -527,17 +542,9 @@ def measure(of: Problem, given: argparse.Namespace) -> Line:
 def points(of: Problem) -> dict[str, dict[str, Any]]:
     """Returns the settings of each point of the curve."""
     if of.test.dim() == 4 and of.test.shape[2:].numel() > SMALL:
-        (most, *others), covered = LARGE_POINTS, "images"
-        default = {f"{most[0]} positives, {most[1]} x {most[1]} of maps": {"positives": most[0], "grid": most[1]}}
-    else:
-        default, others, covered = {}, list(POINTS), None
-    return default | {
-        f"{positives} positives, {grid} x {grid}" + (" of pixels" if covered else ""): {
-            "positives": positives,
-            "grid": grid,
-            "covered": covered,
-        }
-        for positives, grid in others
+        return LARGE_POINTS
+    return {
+        f"{positives} positives, {grid} x {grid}": {"positives": positives, "grid": grid} for positives, grid in POINTS
     }
 
 
@@ -565,12 +572,13 @@ def exactness(of: Problem, given: argparse.Namespace) -> Line:
 def curve(of: Problem, given: argparse.Namespace) -> Line:
     """Returns the figures of groups from fewer positives and other covers, on one class."""
     by, found = shown(of, given.images), {}
-    exact = drops = first = None
+    exact = drops = finer = first = None
     for name, settings_of_point in points(of).items():
         xnn, seconds = fitted(of, partial(ContributionGroups, **settings_of_point))
         form: Any = xnn.explainer(of.label).form
         if exact is None:  # the base is that of all fits
             exact, drops = _dimensions(of, by, form)
+            finer = None if by.images is None else patch_drops(partial(_contributions, of, form), by.images, grid=FINER)
         a = form.groups.double()
         E = exact.c.double() @ a
         first = E if first is None else first
@@ -581,6 +589,10 @@ def curve(of: Problem, given: argparse.Namespace) -> Line:
             | {"seconds_fit": seconds}
             | {"same": same["halves"], "mixed": same["mixed"]}
         )
+        if finer is not None and by.images is not None:
+            values = E[by.rows[: len(by.images)]]
+            lost = torch.einsum("ndp,dk->nkp", finer.double(), a)
+            found[name]["o1_finer"] = drop_orthogonality(lost, contributions=values).o1
     return {"points": found}
 
 

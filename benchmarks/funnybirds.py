@@ -291,6 +291,7 @@ METHODS: dict[str, Callable[[Job], Form]] = {
     "NN": partial(learned, "NN"),
     "1-Heatmap": whole,
     "groups": by_library,
+    "groups of covered maps alone": partial(by_library, strongest=0),
     "groups of covered images": partial(by_library, covered="images"),
     "groups of covered images, 6 x 6": partial(by_library, covered="images", grid=6),
     "groups of covered images, 4 x 4": partial(by_library, covered="images", grid=4),

@@ -33,7 +33,15 @@ from benchmarks.runs import Column, Line, measured, settings, summary, table, wr
 from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.metrics import drop_orthogonality
 from captum_xnn.metrics._controls import random_partition
-from captum_xnn.models._grouping import hardened, learn_groups, patch_clusters, regressed, spectral_groups, supporting
+from captum_xnn.models._grouping import (
+    Drops,
+    hardened,
+    learn_groups,
+    patch_clusters,
+    regressed,
+    spectral_groups,
+    supporting,
+)
 from captum_xnn.training import Checkpoint
 from captum_xnn.training._contributions import Evidence
 
@@ -45,14 +53,19 @@ class Seen(NamedTuple):
     """Contributions in positives, (m, D)."""
     others: Tensor
     """Contributions in other examples, (m', D)."""
-    drops: Tensor
-    """Drops of the positives' contributions for each covered patch, (m, P, D)."""
-    activation_drops: Tensor
-    """Drops of the positives' activations, (m, P, D)."""
+    covers: list[Drops]
+    """Drops in the positives for each covered patch, both (m, P, D), for each way to cover patches."""
 
     def half(self, first: int) -> Seen:
         """Returns every second positive."""
-        return Seen(self.positives[first::2], self.others, self.drops[first::2], self.activation_drops[first::2])
+        covers = [Drops(*(part[first::2] for part in drops)) for drops in self.covers]
+        return Seen(self.positives[first::2], self.others, covers)
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the patches that speak for the output, as :func:`supporting`."""
+        rows = [supporting(Drops(*(part.double() for part in drops))) for drops in self.covers]
+        X, m, V = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return X, m, V
 
 
 Way = Callable[[Seen], Tensor]
@@ -68,24 +81,18 @@ COLUMNS = (
 
 def with_ridge(ridge: float) -> Way:
     """Returns the way of the library with another ridge."""
-    return lambda seen: learn_groups(
-        seen.positives, seen.others, seen.drops, N_FEATURES, activation_drops=seen.activation_drops, ridge=ridge
-    )
+    return lambda seen: learn_groups(seen.positives, seen.others, seen.covers, N_FEATURES, ridge=ridge)
 
 
 def by_drops_of_contributions(seen: Seen) -> Tensor:
     """Returns groups from patches that are alike if covering them takes the same contributions, in logits."""
-    rows = supporting(seen.drops.double(), seen.activation_drops.double())
-    assert rows is not None
-    X, m, _ = rows
+    X, m, _ = seen.rows()
     return hardened(regressed(X, m, patch_clusters(X, m, N_FEATURES), N_FEATURES))
 
 
 def soft(seen: Seen) -> Tensor:
     """Returns the groups before they are hardened."""
-    rows = supporting(seen.drops.double(), seen.activation_drops.double())
-    assert rows is not None
-    X, m, V = rows
+    X, m, V = seen.rows()
     return regressed(X, m, patch_clusters(V, m, N_FEATURES), N_FEATURES)
 
 
@@ -96,7 +103,7 @@ def one_each(seen: Seen) -> Tensor:
 
 def clusters_of_drops(seen: Seen) -> Tensor:
     """Returns spectral clusters of dimensions that lose by the same patches."""
-    return spectral_groups(seen.drops.flatten(0, 1), N_FEATURES)
+    return spectral_groups(torch.cat([drops.contributions.flatten(0, 1) for drops in seen.covers]), N_FEATURES)
 
 
 def clusters_of_contributions(seen: Seen) -> Tensor:
@@ -131,12 +138,11 @@ def seen_by_fit(of: Problem) -> tuple[ContributionGroups, Seen]:
         form: Any = xnn.explainer(of.label).form
         (file,) = Path(folder).glob("*.checkpoint")
         key = file.stem.removeprefix("fit-")
-        found = Evidence(**kept.read(key, torch.device("cpu")))
+        found = Evidence.of_state(kept.read(key, torch.device("cpu")))
     scale = float(form.scale)
-    assert found.drops is not None and found.activation_drops is not None, "only networks of images have drops"
-    return form, Seen(
-        found.positives[0] / scale, found.others[0] / scale, found.drops[0] / scale, found.activation_drops
-    )
+    assert found.covers, "only networks of images have drops"
+    covers = [Drops(drops.contributions[0] / scale, drops.activations) for drops in found.covers]
+    return form, Seen(found.positives[0] / scale, found.others[0] / scale, covers)
 
 
 def measure(of: Problem, given: argparse.Namespace) -> Line:

@@ -939,7 +939,7 @@ def test_ways_to_divide_the_same_contributions(squares, tmp_path, capsys, monkey
     from captum_xnn import ContributionGroups
 
     _, seen = grouping.seen_by_fit(squares)
-    own, drops = seen.positives.double(), seen.drops.double()
+    own, drops = seen.positives.double(), seen.covers[0].contributions.double()
     a = grouping.with_ridge(1.0)(seen)
     expected = fitted(squares, ContributionGroups)[0].explainer(2).form.groups
     assert agreement(own @ a, own @ expected.double())["halves"] == pytest.approx(1)
@@ -993,12 +993,15 @@ def test_contributions_of_a_class_by_both_forms(squares, tmp_path, capsys, monke
     assert points["30 positives, 8 x 8"]["o1"] == pytest.approx(points["60 positives, 8 x 8"]["o1"])  # there are seven
     assert points["30 positives, 4 x 4"]["o1"] != points["60 positives, 8 x 8"]["o1"]
     assert points["5 positives, 8 x 8"]["same"] < 1
+    assert 0 < points["5 positives, 8 x 8"]["o1_finer"] != points["5 positives, 8 x 8"]["o1"]
     given.one_fit = True
     contributions.main(given)
     assert f"small: 1 explainers in one fit of {len(squares.train.y_hat)} examples: " in capsys.readouterr().out
     large = contributions.points(squares._replace(test=torch.zeros(1, 3, 65, 64)))
-    assert large["30 positives, 8 x 8 of maps"] == {"positives": 30, "grid": 8}
-    assert large["30 positives, 4 x 4 of pixels"] == {"positives": 30, "grid": 4, "covered": "images"}
+    first, *_ = large.values()
+    assert first == {}  # the default
+    for settings in large.values():
+        contributions.ContributionGroups(4, **settings)
 
 
 @pytest.mark.filterwarnings("ignore:maps are zero")

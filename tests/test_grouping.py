@@ -9,6 +9,7 @@ import torch
 
 from captum_xnn.models import _grouping
 from captum_xnn.models._grouping import (
+    Drops,
     _gram,
     _leading,
     hardened,
@@ -18,6 +19,11 @@ from captum_xnn.models._grouping import (
     spectral_groups,
     supporting,
 )
+
+
+def under(drops, activation_drops=None):
+    """One way to cover patches. Without drops of activations, those of contributions stand in."""
+    return [Drops(drops, drops if activation_drops is None else activation_drops)]
 
 
 def double_rand(*shape):
@@ -34,7 +40,7 @@ def two_reasons(m=40, patches=6):
 
 def test_two_reasons_are_found():
     own, drops = two_reasons()
-    a = learn_groups(own, double_rand(20, 6), drops, 2)
+    a = learn_groups(own, double_rand(20, 6), under(drops), 2)
     labels = a.argmax(1).tolist()
     assert labels[0] == labels[2] == labels[5] != labels[1] == labels[3] == labels[4]
     assert a.max(1).values.min() > 0.9
@@ -45,9 +51,9 @@ def test_two_reasons_are_found():
 @pytest.mark.parametrize("K", [1, 3, 50])
 def test_rows_sum_to_one_and_all_of_it_is_the_same_twice(drops, K):
     own, others = torch.randn(30, 12).double(), torch.randn(20, 12).double()
-    activation_drops = torch.randn(30, 9, 12).double() if drops else None
+    covers = under(torch.randn(30, 9, 12).double()) if drops else []
     before = torch.get_rng_state()
-    first, second = learn_groups(own, others, activation_drops, K), learn_groups(own, others, activation_drops, K)
+    first, second = learn_groups(own, others, covers, K), learn_groups(own, others, covers, K)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, second)
     assert first.shape[0] == 12
@@ -58,7 +64,7 @@ def test_rows_sum_to_one_and_all_of_it_is_the_same_twice(drops, K):
 def test_groups_that_add_nothing_join_the_one_that_they_go_with():
     own = double_rand(40, 3) * torch.tensor([1, 1, 1e-4]).double()
     own[:, 2] = own[:, 1] * 1e-4
-    a = learn_groups(own, own[:0], None, 3)
+    a = learn_groups(own, own[:0], [], 3)
     assert a.shape == (3, 2)
     assert torch.equal(a[1], a[2])
     assert not torch.equal(a[0], a[1])
@@ -66,7 +72,8 @@ def test_groups_that_add_nothing_join_the_one_that_they_go_with():
 
 def test_outputs_scale_away():
     own, drops = two_reasons()
-    torch.testing.assert_close(learn_groups(own * 7, own[:0], drops * 7, 2), learn_groups(own, own[:0], drops, 2))
+    a = learn_groups(own, own[:0], under(drops), 2)
+    torch.testing.assert_close(learn_groups(own * 7, own[:0], under(drops * 7, drops), 2), a)
 
 
 def test_patches_that_change_no_activation_say_nothing():
@@ -75,20 +82,20 @@ def test_patches_that_change_no_activation_say_nothing():
     activation_drops = drops.clone()
     activation_drops[:, 2:4] = 0
     drops[:, 2:4] = 1e-3
-    a = learn_groups(own, own[:0], drops, 2, activation_drops=activation_drops)
-    expected = learn_groups(own, own[:0], drops[:, [0, 1, 4, 5]], 2, activation_drops=activation_drops[:, [0, 1, 4, 5]])
+    a = learn_groups(own, own[:0], under(drops, activation_drops), 2)
+    expected = learn_groups(own, own[:0], under(drops[:, [0, 1, 4, 5]], activation_drops[:, [0, 1, 4, 5]]), 2)
     torch.testing.assert_close(a, expected, rtol=1e-2, atol=1e-2)
-    alone = learn_groups(own, own[:0], drops, 2, activation_drops=torch.zeros_like(activation_drops))
-    torch.testing.assert_close(alone, learn_groups(own, own[:0], None, 2))
+    alone = learn_groups(own, own[:0], under(drops, torch.zeros_like(activation_drops)), 2)
+    torch.testing.assert_close(alone, learn_groups(own, own[:0], [], 2))
 
 
 def test_units_of_the_layer_scale_away():
     """Activations in other units drop by other numbers, while contributions stay."""
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
     activation_drops, unit = torch.randn(30, 9, 8).double(), torch.tensor([1e-3, 0.5, 7, 1, 2, 40, 1, 1e4]).double()
-    a = learn_groups(own, others, drops, 3, activation_drops=activation_drops)
-    torch.testing.assert_close(learn_groups(own, others, drops, 3, activation_drops=activation_drops * unit), a)
-    assert not torch.allclose(learn_groups(own, others, drops, 3), a)
+    a = learn_groups(own, others, under(drops, activation_drops), 3)
+    torch.testing.assert_close(learn_groups(own, others, under(drops, activation_drops * unit), 3), a)
+    assert not torch.allclose(learn_groups(own, others, under(drops), 3), a)
 
 
 def test_patches_that_lower_the_same_activations_are_one_reason():
@@ -98,25 +105,44 @@ def test_patches_that_lower_the_same_activations_are_one_reason():
     slopes = torch.randn(30, 1, 5).double()
     slopes[:, :, 0] = 9
     drops = activation_drops * slopes
-    rows = supporting(drops, activation_drops)
-    assert rows is not None
+    rows = supporting(Drops(drops, activation_drops))
     label = patch_clusters(rows[2], rows[1], 2).reshape(30, 4)
     assert label[:, :2].unique().tolist() != label[:, 2:].unique().tolist()
     assert all(half.unique().numel() == 1 for half in (label[:, :2], label[:, 2:]))
     expected = hardened(regressed(rows[0], rows[1], label.flatten(), 2))
-    torch.testing.assert_close(
-        learn_groups(drops.sum(1), drops[:0, 0], drops, 2, activation_drops=activation_drops), expected
-    )
+    a = learn_groups(drops.sum(1), drops[:0, 0], under(drops, activation_drops), 2)
+    torch.testing.assert_close(a, expected)
+
+
+def test_patches_covered_in_two_ways_are_rows_of_one_regression():
+    """Each way has its own units: images of norm 1, and dimensions of root mean square 1."""
+    own, others = torch.randn(12, 5).double(), torch.randn(20, 5).double()
+    ways = [
+        Drops(size * torch.randn(12, P, 5).double(), torch.randn(12, P, 5).double() / size)
+        for P, size in ((9, 3), (2, 50))
+    ]
+    X, V = [], []
+    for drops in ways:
+        size = (sum(a * a for of in drops.activations for a in of) / drops.activations[..., 0].numel()).sqrt()
+        for c, a in zip(*drops, strict=True):
+            norm = float((c * c).sum()) ** 0.5
+            for row, activation in zip(c, a, strict=True):
+                if row.sum() > 0:
+                    X.append(row / norm)
+                    V.append(activation / size)
+    X, V = torch.stack(X), torch.stack(V)
+    m = X.sum(1)
+    expected = hardened(regressed(X, m, patch_clusters(V, m, 3), 3))
+    torch.testing.assert_close(learn_groups(own, others, ways, 3), expected)
+    assert not torch.allclose(learn_groups(own, others, ways[:1], 3), expected)
 
 
 def test_permuting_dimensions_permutes_rows():
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
     order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
     activation_drops = torch.randn(30, 9, 8).double()
-    a = learn_groups(own, others, drops, 3, activation_drops=activation_drops)
-    b = learn_groups(
-        own[:, order], others[:, order], drops[:, :, order], 3, activation_drops=activation_drops[:, :, order]
-    )
+    a = learn_groups(own, others, under(drops, activation_drops), 3)
+    b = learn_groups(own[:, order], others[:, order], under(drops[:, :, order], activation_drops[:, :, order]), 3)
     torch.testing.assert_close(b, a[order])
 
 

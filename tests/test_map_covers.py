@@ -13,9 +13,9 @@ from captum_xnn import ContributionGroups, XNNAttribution
 from captum_xnn.activations import collect
 from captum_xnn.layers._tail import Tail
 from captum_xnn.metrics._patches import patch_bounds
-from captum_xnn.models._grouping import learn_groups
+from captum_xnn.models._grouping import Drops, learn_groups
 from captum_xnn.training import _contributions
-from captum_xnn.training._drops import Grid, _difference
+from captum_xnn.training._drops import Grid, _difference, strongest
 from captum_xnn.training._map_covers import CoveredMaps, maps_before
 
 
@@ -129,9 +129,10 @@ def test_covers_in_small_pieces_and_from_reused_memory(monkeypatch):
 def test_small_batches_of_a_loader_change_nothing_but_the_time(monkeypatch):
     """Each positive runs once before the layer; a few run more often, before the facts about the model are known."""
     model, images, forms = cnn(), x(40, 16), []
+    maps_alone = partial(ContributionGroups, covered="maps", strongest=0, positives=30)
     seen = counted(model)
     for size in (40, 2):
-        xnn = XNNAttribution(model, "7", 3, autoencoder=partial(ContributionGroups, covered="maps", positives=30))
+        xnn = XNNAttribution(model, "7", 3, autoencoder=maps_alone)
         found = collect(model, "7", DataLoader(images, size), unpack=lambda batch: (batch, None))
         seen.clear()
         forms.append(xnn.fit(found, 0, positives=torch.arange(40) < 30, progress=False).explainer(0).form)
@@ -160,11 +161,13 @@ def test_drops_where_the_layer_is_feature_maps_are_contributions_of_cells(monkey
     c = found.contributions(form.base)[0]  # (6, 8, 7, 7)
     bounds = patch_bounds(7, 3)
     expected = torch.stack([c[:, :, a:b, e:f].sum((2, 3)) for a, b in bounds for e, f in bounds], 1)
-    torch.testing.assert_close(seen.drops[0], expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(seen.drops[0].sum(1), form.contributions(found)[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.covers[0].contributions[0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        seen.covers[0].contributions[0].sum(1), form.contributions(found)[0], rtol=1e-4, atol=1e-6
+    )
     off = found.Z - form.base
     expected = torch.stack([off[:, :, a:b, e:f].sum((2, 3)) for a, b in bounds for e, f in bounds], 1)
-    torch.testing.assert_close(seen.activation_drops, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.covers[0].activations, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
@@ -178,8 +181,8 @@ def test_drops_at_a_vector_use_the_slopes_of_the_image(monkeypatch):
         covered[:, :, p // 7, p % 7] = 0
         with torch.no_grad():
             off = found.Z - model[4:8](covered)
-        torch.testing.assert_close(seen.drops[0, :, p], found.slopes[0] * off, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(seen.activation_drops[:, p], off, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen.covers[0].contributions[0, :, p], found.slopes[0] * off, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(seen.covers[0].activations[:, p], off, rtol=1e-4, atol=1e-5)
 
 
 def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
@@ -195,10 +198,67 @@ def test_drops_of_covered_pixels_are_differences_of_two_passes(monkeypatch):
         expected = form.contributions(whole)[0] - form.contributions(other)[0] if layer == "7" else None
         if expected is None:
             expected = (whole.slopes[0] * off).sum(places)
-        torch.testing.assert_close(seen.drops[0, :, 1], expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(seen.covers[0].contributions[0, :, 1], expected, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(
-            seen.activation_drops[:, 1], off.sum(places) if places else off, rtol=1e-4, atol=1e-5
+            seen.covers[0].activations[:, 1], off.sum(places) if places else off, rtol=1e-4, atol=1e-5
         )
+
+
+class Packed(nn.Module):
+    """Views the maps as rows, which needs their channels apart in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.head, self.out = cnn()[:4], nn.Linear(8 * 49, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.head(self.maps(x).view(len(x), 8 * 49))))
+
+
+@pytest.mark.parametrize(("model", "layer"), [(cnn(), "7"), (cnn(), "3"), (Packed().eval(), "head")])
+def test_pixels_of_the_strongest_patches_are_covered_after_maps(model, layer, monkeypatch):
+    """Those of the 4 x 4 patches in which covered cells cost the output most, in each image for itself."""
+    images = x(20)
+    form, seen = evidence_of(model, layer, images, monkeypatch, covered="maps", strongest=3)
+    cells, pixels = seen.covers
+    assert pixels.contributions.shape[:3] == (1, 6, 3)
+    cost = cells.contributions[0].sum(2).clamp(min=0).reshape(6, 7, 7)
+    whole = form.integral(Tail(model, layer), (images[:6],), None, [[0] * 6])
+    edges, cell_edges = patch_bounds(14, 4), [(7 * i // 4, -(-7 * (i + 1) // 4)) for i in range(4)]
+    for n in range(6):
+        mean = {
+            (i, j): cost[n, a:b, e:f].mean()
+            for i, (a, b) in enumerate(cell_edges)
+            for j, (e, f) in enumerate(cell_edges)
+        }
+        chosen = sorted(sorted(mean, key=lambda patch: -mean[patch])[:3])
+        for which, (i, j) in enumerate(chosen):
+            covered = images[n : n + 1].clone()
+            covered[:, :, edges[i][0] : edges[i][1], edges[j][0] : edges[j][1]] = images[n].mean((1, 2))[:, None, None]
+            other = form.integral(Tail(model, layer), (covered,), None, [[0]], scale=torch.tensor([torch.inf]))
+            off = (whole.Z[n] - other.Z[0]).reshape(len(form.groups), -1)
+            expected = form.contributions(whole)[0, n] - form.contributions(other)[0, 0]
+            if layer == "3":
+                expected = (whole.slopes[0, n].reshape(len(off), -1) * off).sum(1)
+            torch.testing.assert_close(pixels.contributions[0, n, which], expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(pixels.activations[n, which], off.sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_strongest_patches_of_equal_drops_come_first():
+    """A patch that costs the output nothing or less counts as one that costs nothing."""
+    drops = torch.tensor([[[3.0, -9.0, 0.0, 3.0 + 1e-9], [-1.0, -1.0, -1.0, -1.0]]])[..., None].double()
+    pairs = strongest(Drops(drops, drops[0]), Grid(8, 8, 2), Grid(64, 64, 2), 1, torch.ones(1, 2))
+    assert pairs == [(0, 0), (1, 0)]
+    both = strongest(Drops(drops, drops[0]), Grid(8, 8, 2), Grid(64, 64, 2), 9, torch.ones(1, 2))
+    assert both == [(i, p) for i in range(2) for p in range(4)]
+
+
+def test_strongest_patches_by_several_outputs():
+    """Drops of each output in its own unit, as outputs need not have one range."""
+    drops = torch.tensor([[[100.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 2.0, 0.0]]])[..., None]
+    for unit, patch in ((100.0, 2), (1.0, 0)):
+        scale = torch.tensor([[unit], [1.0]])
+        assert strongest(Drops(drops, drops[0]), Grid(8, 8, 2), Grid(64, 64, 2), 1, scale) == [(0, patch)]
 
 
 def test_maps_of_few_cells_are_not_covered():
@@ -210,20 +270,22 @@ def test_maps_of_few_cells_are_not_covered():
 def test_groups_are_learned_from_drops_of_activations_and_of_contributions(monkeypatch):
     model, images = cnn(), x(20)
     form, seen = evidence_of(model, "7", images, monkeypatch, covered="images", grid=4)
-    positives, others, drops = (part[0] / form.scale[0] for part in (seen.positives, seen.others, seen.drops))
-    for activation_drops in (seen.activation_drops, torch.randn(seen.activation_drops.shape)):
+    positives, others, drops = (
+        p[0] / form.scale[0] for p in (seen.positives, seen.others, seen.covers[0].contributions)
+    )
+    for activation_drops in (seen.covers[0].activations, torch.randn(seen.covers[0].activations.shape)):
         form.config["n_features"] = 3
-        _contributions._learn(form, seen._replace(activation_drops=activation_drops))
-        expected = learn_groups(positives, others, drops, 3, activation_drops=activation_drops)
+        _contributions._learn(form, seen._replace(covers=(seen.covers[0]._replace(activations=activation_drops),)))
+        expected = learn_groups(positives, others, [Drops(drops, activation_drops)], 3)
         order = (seen.positives[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
         torch.testing.assert_close(form.groups.double(), expected[:, order], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(expected, learn_groups(positives, others, drops, 3), atol=1e-2)
+    assert not torch.allclose(expected, learn_groups(positives, others, [Drops(drops, drops)], 3), atol=1e-2)
 
 
 def test_rounding_is_no_drop():
     Z = torch.tensor([[1.0, 100.0, 0.0, 1e-3]])
     covered = Z * (1 + torch.tensor([[1e-7, -1e-6, 0.0, 1e-2]]))
-    assert (_difference(Z, covered) != 0).tolist() == [[False, False, False, True]]
+    assert (_difference(Z, torch.tensor([0]), covered) != 0).tolist() == [[False, False, False, True]]
 
 
 def test_large_images_have_their_maps_covered_and_small_ones_their_pixels(monkeypatch):

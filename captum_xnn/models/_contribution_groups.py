@@ -72,6 +72,8 @@ class ContributionGroups(nn.Module):
         covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
             covers cells of the last feature maps that every path to the layer crosses, or pixels without such
             maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
+        strongest: Number of patches of each image whose pixels are covered too, where maps are covered: those of a
+            4 x 4 grid whose maps cost the output most. 0 covers maps only.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
@@ -109,6 +111,7 @@ class ContributionGroups(nn.Module):
         channels: int | None = None,
         grid: int = 8,
         covered: Literal["maps", "images"] | None = None,
+        strongest: int = 3,
         positives: int = 30,
         others: int = 200,
         balance: float = 0.0,
@@ -129,6 +132,8 @@ class ContributionGroups(nn.Module):
         for name, value in counts.items():
             if not isinstance(value, int) or not 1 <= value < 2**31:
                 raise ValueError(f"{name} is {value}; pass a whole number of at least 1")
+        if not isinstance(strongest, int) or not 0 <= strongest < 2**31:
+            raise ValueError(f"strongest is {strongest}; pass a whole number, or 0 to cover maps only")
         if covered not in ("maps", "images", None):
             raise ValueError(f"covered is {covered!r}; pass 'maps', 'images', or None to choose by the size of images")
         if not 0 <= balance < math.inf or not 0 < tolerance < math.inf:
@@ -144,6 +149,7 @@ class ContributionGroups(nn.Module):
             "channels": channels,
             "grid": grid,
             "covered": covered,
+            "strongest": strongest,
             "positives": positives,
             "others": others,
             "balance": balance,

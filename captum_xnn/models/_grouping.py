@@ -4,7 +4,8 @@ An x-feature should be one reason for the output. A reason has a place in the im
 this x-feature and no other. Each row i of X belongs to one covered patch of one positive. It holds the drop of every
 dimension's contribution to the output. The output drops by :math:`m_i = \sum_d X_{id}`. Only patches that speak for
 the output count, :math:`m_i > 0`. Row i of V holds the drop of every dimension's activation, in units of the
-dimension's root mean square drop.
+dimension's root mean square drop. If patches were covered in several ways, such as cells of feature maps and then
+pixels, each way gives rows of its own, with its own units.
 
 1. *Clusters of patches.* Patches that lower the same activations when covered belong to one reason. Spectral
    clustering groups the rows of V by the squared positive cosine, weighted by :math:`m_i^\gamma`. :math:`S_{ik}` is 1
@@ -36,7 +37,9 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +47,7 @@ from torch import Tensor
 
 from captum_xnn.layers._threads import one_thread_if_small
 
-__all__ = ["hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups", "supporting"]
+__all__ = ["Drops", "hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups", "supporting"]
 
 # Lambda, the ridge: a smaller one makes groups sharper, a larger one makes them vary less with the examples.
 _RIDGE = 1.0
@@ -71,13 +74,21 @@ _LARGE = 600
 _WIDE = 4096
 
 
+class Drops(NamedTuple):
+    """What covered patches take away, by dimension or channel."""
+
+    contributions: Tensor
+    """Drops of contributions, (..., D)."""
+    activations: Tensor
+    """Drops of activations, (..., D)."""
+
+
 def learn_groups(
     positives: Tensor,
     others: Tensor,
-    drops: Tensor | None,
+    covers: Sequence[Drops],
     K: int,
     *,
-    activation_drops: Tensor | None = None,
     ridge: float = _RIDGE,
     balance: float = 0.0,
 ) -> Tensor:
@@ -86,10 +97,9 @@ def learn_groups(
     Args:
         positives: Contributions in positives, (m, D).
         others: Contributions in other examples, (m', D).
-        drops: Drops of the positives' contributions for each covered patch, (m, P, D). None for inputs without patches.
+        covers: For each way to cover patches the drops in positives, both (m, P, D). P may differ between ways. Empty
+            for inputs without patches.
         K: Largest number of x-features.
-        activation_drops: Drops of the positives' activations for each covered patch, (m, P, D). Without them, patches
-            are clustered by the drops of contributions.
         ridge: Lambda. Values from 1 to 10 give nearly the same figures.
         balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
@@ -99,44 +109,39 @@ def learn_groups(
         >>> seen = two.repeat_interleave(3, 1)
         >>> first, second = torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1])
         >>> drops = torch.stack([seen * first, seen * second], 1)
-        >>> learn_groups(seen, seen[:0], drops, 2).sum(0)
+        >>> learn_groups(seen, seen[:0], [Drops(drops, drops)], 2).sum(0)
         tensor([3., 3.], dtype=torch.float64)
     """
     every = torch.cat([positives, others]).double()
     K = max(1, min(K, every.shape[1]))
-    rows = (
-        None
-        if drops is None
-        else supporting(drops.double(), (drops if activation_drops is None else activation_drops).double())
-    )
-    if rows is None:
+    rows = [supporting(Drops(*(part.double() for part in drops))) for drops in covers]
+    X, m, V = (torch.cat(parts) for parts in zip(*rows, strict=True)) if rows else (every[:0],) * 3
+    if not len(X):
         a = spectral_groups(every, K)
     else:
-        X, m, V = rows
         K = min(K, len(X))
         a = hardened(regressed(X, m, patch_clusters(V, m, K, balance=balance), K, ridge))
     return _merged(a, positives.double(), every)
 
 
-def supporting(drops: Tensor, activation_drops: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Select the patches that speak for the output; None without such patches.
+def supporting(drops: Drops) -> tuple[Tensor, Tensor, Tensor]:
+    """Select the patches that speak for the output.
 
     Every image has the same weight. Drops of activations are divided by the root mean square of their dimension, so
     that the units of a layer do not matter.
 
     Args:
-        drops: Drops of contributions, (images, P, D).
-        activation_drops: Drops of activations, (images, P, D).
+        drops: Drops in images, both (images, P, D).
 
     Returns:
-        Drops of contributions (n, D), their sums (n,), and scaled drops of activations (n, D).
+        Drops of contributions (n, D), their sums (n,), and scaled drops of activations (n, D). n may be 0.
     """
-    X = (drops / drops.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
+    X = (drops.contributions / drops.contributions.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
     m = X.sum(1)
-    size = activation_drops.square().mean((0, 1)).sqrt()
-    V = (activation_drops / torch.where(size > 0, size, 1)).flatten(0, 1)
+    size = drops.activations.square().mean((0, 1)).sqrt()
+    V = (drops.activations / torch.where(size > 0, size, 1)).flatten(0, 1)
     kept = (m > _SILENT * m.max()) & (m > 0) & (V != 0).any(1)
-    return (X[kept], m[kept], V[kept]) if bool(kept.any()) else None
+    return X[kept], m[kept], V[kept]
 
 
 def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Tensor:

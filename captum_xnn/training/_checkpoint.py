@@ -27,7 +27,7 @@ from captum_xnn.layers._fingerprint import checksum
 __all__ = ["Checkpoint", "FitCheckpoint"]
 
 # Version of the contents. Checkpoints of another version belong to other fits.
-_LAYOUT = 4
+_LAYOUT = 5
 # Bytes of the checksum.
 _DIGEST = 32
 

@@ -2,7 +2,8 @@
 
 A few hundred examples are enough, because a fit learns only the groups. It uses some positives of each target, and
 other examples shared by all targets. If positives are images, their patches are also covered, one at a time. This gives
-the drop of every dimension's contribution (:mod:`captum_xnn.training._drops`).
+the drop of every dimension's contribution (:mod:`captum_xnn.training._drops`). Where cells of feature maps are covered,
+the patches that cost the output most are then covered in the image itself.
 
 A fit can keep these contributions on disk, in one file for each explainer. A later fit with another number of
 x-features, or a resumed fit, then skips the model.
@@ -34,19 +35,19 @@ from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.layers._threads import one_thread_if_small, pass_flops
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral, layer_decides
-from captum_xnn.models._grouping import learn_groups
+from captum_xnn.models._grouping import Drops, learn_groups
 from captum_xnn.training._checkpoint import Checkpoint
 from captum_xnn.training._drops import (
     CellCovering,
     CoveredImages,
     Covering,
-    Drops,
     Grid,
     MapCovering,
     PixelCovering,
     all_drops,
     channels_of,
     images_among,
+    strongest,
 )
 from captum_xnn.training._map_covers import CoveredMaps, has_cells, maps_before
 
@@ -62,6 +63,8 @@ SMALL = 64 * 64
 """Most pixels of an image whose patches are covered in the image itself; larger images have feature maps covered."""
 # Learning groups takes about this many small matrix products for each large one.
 _SMALL_PRODUCTS = 100
+# Patches along each side of an image whose pixels are covered after its feature maps.
+_PIXEL_GRID = 4
 # Settings that change how groups are learned, but not the contributions they are learned from.
 _LEARNED = ("n_features", "balance")
 
@@ -73,12 +76,20 @@ class Evidence(NamedTuple):
     """Contributions to the outputs in positives, (C, P, D)."""
     others: Tensor
     """Contributions to the outputs in other examples, (C, O, D)."""
-    drops: Tensor | None
-    """Drops of contributions for each covered patch of a positive, (C, P, patches, D); None without images."""
-    activation_drops: Tensor | None
-    """Drops of activations for each covered patch of a positive, (P, patches, D); None without images."""
+    covers: tuple[Drops, ...]
+    """Drops of positives for each covered patch, (C, P, patches, D) and (P, patches, D), for each way to cover patches;
+    empty without images."""
     unexplained: Tensor
     """Difference between the change of the output and the sum of contributions, for all examples, (C, P + O)."""
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> Evidence:
+        """Make the evidence that a checkpoint keeps."""
+        return cls(**{**state, "covers": tuple(Drops(*drops) for drops in state["covers"])})
+
+    def state(self) -> dict[str, Any]:
+        """Return all tensors, for a checkpoint."""
+        return {**self._asdict(), "covers": [list(drops) for drops in self.covers]}
 
 
 def fit_groups(
@@ -172,7 +183,7 @@ class _EvidenceReader(NamedTuple):
             for t, new_evidence in zip(missing, self._compute(forms, targets, missing, bar), strict=True):
                 evidence[t] = new_evidence
                 if self.checkpoints and self.ranks.first:
-                    self.checkpoints[0].write(keys[t], new_evidence._asdict())
+                    self.checkpoints[0].write(keys[t], new_evidence.state())
         return [of_explainer for of_explainer in evidence.values() if of_explainer is not None]
 
     def _key(self, form: ContributionGroups, targets: tuple[Target, ...], t: int) -> str:
@@ -189,7 +200,7 @@ class _EvidenceReader(NamedTuple):
         for checkpoint in self.checkpoints:
             state = checkpoint.read(key, torch.device("cpu"))
             if state is not None:
-                return Evidence(**state)
+                return Evidence.of_state(state)
         return None
 
     def _compute(
@@ -242,20 +253,16 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     """Compute the groups of a form from its evidence, ordered by mean contribution to positives."""
     scale = form.scale[:, None, None].to(evidence.positives)
     positives, others = ((c / scale).flatten(0, 1) for c in (evidence.positives, evidence.others))
-    drops = None if evidence.drops is None else (evidence.drops / scale[..., None]).flatten(0, 1)
-    activation_drops = evidence.activation_drops
-    if activation_drops is not None:
-        activation_drops = activation_drops.expand(len(scale), *activation_drops.shape).flatten(0, 1)
-    rows = len(positives) + len(others) if drops is None else drops.shape[0] * drops.shape[1]
-    with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
-        a = learn_groups(
-            positives,
-            others,
-            drops,
-            form.config["n_features"],
-            activation_drops=activation_drops,
-            balance=form.config["balance"],
+    covers = [
+        Drops(
+            (drops.contributions / scale[..., None]).flatten(0, 1),
+            drops.activations.expand(len(scale), *drops.activations.shape).flatten(0, 1),
         )
+        for drops in evidence.covers
+    ]
+    rows = sum(drops.contributions.shape[:2].numel() for drops in covers) or len(positives) + len(others)
+    with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
+        a = learn_groups(positives, others, covers, form.config["n_features"], balance=form.config["balance"])
     E = evidence.positives[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)
@@ -271,8 +278,9 @@ class _Measured(NamedTuple):
     """Contributions to the outputs, (C, D)."""
     unexplained: Tensor
     """Difference between the change of each output and the sum of its contributions, (C,)."""
-    drops: Drops | None = None
-    """Drops for each covered patch, (C, patches, D) and (patches, D). None without images, and for other examples."""
+    covers: tuple[Drops, ...] = ()
+    """Drops for each covered patch, (C, patches, D) and (patches, D), for each way to cover patches. Empty without
+    images, and for other examples."""
 
 
 class _EvidenceCollector:
@@ -307,10 +315,37 @@ class _EvidenceCollector:
         """Number of examples for which the memory of the model's passes is known to suffice."""
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
+        self.is_channels_last: bool | None = None
+        """Whether the model takes images whose channels lie side by side in memory; None before the first batch."""
+
+    def _inputs(self, picked: Picked) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
+        """Return inputs and further arguments, with the channels of images side by side in memory if possible.
+
+        Most convolutions on a CPU take half to all of the time then.
+        """
+        inputs, additional = picked.on(self.device)
+        if self.channels is None:
+            self.channels = image_channels(self.tail.model, (*inputs, *(additional or ())))
+        at = images_among(inputs, channels=self.channels)
+        if at is None or self._channels_of(inputs, at) != 1 or self.device.type != "cpu":
+            return inputs, additional
+        images = inputs[at].contiguous(memory_format=torch.channels_last)
+        apart, inputs = inputs, (*inputs[:at], images, *inputs[at + 1 :])
+        if self.is_channels_last is None:
+            self.is_channels_last = self._runs(*rows_of(inputs, additional, torch.tensor([0], device="cpu")))
+        return inputs if self.is_channels_last else apart, additional
+
+    def _runs(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> bool:
+        """Whether the model runs on inputs; one that views its maps as vectors may need their channels apart."""
+        try:
+            self.tail.outputs(inputs, additional, [[target] for target in self.targets[0]])
+        except RuntimeError:
+            return False
+        return True
 
     def add_positives(self, picked: Picked) -> None:
         """Compute the contributions of the positives among some examples, and their drops."""
-        inputs, additional = picked.on(self.device)
+        inputs, additional = self._inputs(picked)
         pairs = [(t, row) for t, p in enumerate(self.chosen.positives) for row in picked.among(p).tolist()]
         first = 0
         while first < len(pairs):
@@ -330,7 +365,7 @@ class _EvidenceCollector:
 
     def add_others(self, picked: Picked) -> None:
         """Compute the contributions of the other examples among some examples."""
-        inputs, additional = picked.on(self.device)
+        inputs, additional = self._inputs(picked)
         for rows in torch.split(picked.among(self.chosen.others), min(_ROWS, self.batch_size)):
             x, more = rows_of(inputs, additional, torch.searchsorted(picked.rows, rows))
             self._add_others(rows, x, more, None)
@@ -396,9 +431,7 @@ class _EvidenceCollector:
         x, more = rows_of(inputs, additional, torch.searchsorted(numbers, rows))
         targets = [[self.targets[t][c] for t, _ in pairs] for c in range(self.outputs)]
         scale = torch.stack([self.forms[t].scale for t, _ in pairs], 1)
-        if self.channels is None:
-            self.channels = image_channels(self.tail.model, (*x, *(more or ())))
-        at = images_among(x, channels=self.channels)
+        at = images_among(x, channels=self.channels or 1)
         covered_maps = None if at is None or not self._covers_maps(x, at) else self._covered_maps(x, more, at)
         Z = self.tail.activations(x, more) if covered_maps is None else covered_maps.Z
         y = self._outputs(Z, pairs, x, more, targets)
@@ -410,12 +443,10 @@ class _EvidenceCollector:
         refuse_changed(self.collected.Z[rows].to(integral.Z.device), integral.Z, rows)
         contributions = self.forms[0].contributions(integral).cpu()
         unexplained = _unexplained(integral, contributions)
-        drops = None
-        if at is not None:
-            drops = all_drops(self._drops(x, more, targets, integral, at, covered_maps), len(pairs))
+        covers = [] if at is None else self._covers(x, more, targets, integral, at, covered_maps, scale)
         for i, pair in enumerate(pairs):
-            pair_drops = None if drops is None else Drops(drops.contributions[:, i], drops.activations[i])
-            self.positives[pair] = _Measured(contributions[:, i], unexplained[:, i], pair_drops)
+            of_pair = tuple(Drops(drops.contributions[:, i], drops.activations[i]) for drops in covers)
+            self.positives[pair] = _Measured(contributions[:, i], unexplained[:, i], of_pair)
 
     def _outputs(
         self,
@@ -455,7 +486,7 @@ class _EvidenceCollector:
         self.map_bytes = covered.whole[0].numel() * covered.whole.element_size()
         return covered
 
-    def _drops(
+    def _covers(
         self,
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...] | None,
@@ -463,18 +494,32 @@ class _EvidenceCollector:
         integral: Integral,
         at: int,
         covered_maps: CoveredMaps | None,
-    ) -> Covering:
-        """Choose the way to cover patches."""
-        form, grid = self.forms[0], self.forms[0].config["grid"]
+        scale: Tensor,
+    ) -> list[Drops]:
+        """Cover patches of maps, and then pixels of the strongest patches; or else pixels alone."""
+        form = self.forms[0]
+        n, grid, count = len(inputs[0]), form.config["grid"], form.config["strongest"]
+        channels = self._channels_of(inputs, at)
+
+        def pixels(grid: int) -> Covering:
+            images = CoveredImages(inputs, at, grid, channels=channels)
+            return PixelCovering(form, integral, images, self.tail, additional, targets)
+
+        covering: Covering
         if self._covers_maps(inputs, at) and has_cells(integral.Z, form.channels):
-            return CellCovering(form, integral, grid)
-        if covered_maps is not None:
+            covering = CellCovering(form, integral, grid)
+        elif covered_maps is not None:
             cells = Grid(covered_maps.whole.shape[2], covered_maps.whole.shape[3], grid)
-            return MapCovering(
-                form, integral, cells, partial(covered_maps.activations, cells.regions), covered_maps.at_once
-            )
-        images = CoveredImages(inputs, at, grid, channels=self._channels_of(inputs, at))
-        return PixelCovering(form, integral, images, self.tail, additional, targets)
+            activations = partial(covered_maps.activations, cells.regions)
+            covering = MapCovering(form, integral, cells, activations, covered_maps.at_once)
+        else:
+            return [all_drops(pixels(grid), n)]
+        drops = all_drops(covering, n)
+        if not count:
+            return [drops]
+        again = pixels(_PIXEL_GRID)
+        pairs = strongest(drops, covering.grid, again.grid, count, scale)
+        return [drops, all_drops(again, n, pairs)]
 
     def evidence(self) -> list[Evidence]:
         """Gather the numbers of all processes to the evidence for each explainer."""
@@ -493,14 +538,20 @@ class _EvidenceCollector:
                 _Measured(others[row].contributions[outputs], others[row].unexplained[outputs])
                 for row in self.chosen.others.tolist()
             ]
-            drops = [measured.drops for measured in own if measured.drops is not None]
+            covers = tuple(
+                Drops(
+                    torch.stack([drops.contributions for drops in ways], 1),
+                    torch.stack([drops.activations for drops in ways]),
+                )
+                # Images of different sizes may be covered in one way and in two.
+                for ways in zip(*(measured.covers for measured in own), strict=False)
+            )
             contributions = torch.stack([measured.contributions for measured in own], 1)
             evidence.append(
                 Evidence(
                     contributions,
                     torch.stack([measured.contributions for measured in rest], 1) if rest else contributions[:, :0],
-                    torch.stack([each.contributions for each in drops], 1) if drops else None,
-                    torch.stack([each.activations for each in drops]) if drops else None,
+                    covers,
                     torch.stack([measured.unexplained for measured in [*own, *rest]], 1),
                 )
             )

@@ -2,7 +2,8 @@
 
 There are three ways to cover a patch, from the slowest to the fastest: :class:`PixelCovering` covers pixels of the
 image, :class:`MapCovering` cells of feature maps before the layer, and :class:`CellCovering` cells of the layer's own
-output. The last two use the slopes of the whole image.
+output. The last two use the slopes of the whole image. :func:`strongest` selects the patches that are worth a slower
+way, after a faster one.
 
 Conventions:
     N examples, C outputs, D dimensions or channels of Z. Images are (N, C, H, W), or (N, H, W, C) where channels are
@@ -12,10 +13,10 @@ Conventions:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._pixels import first_image
@@ -23,22 +24,25 @@ from captum_xnn.layers._tail import Tail
 from captum_xnn.layers._targets import Target
 from captum_xnn.metrics._patches import mean_colours, patch_bounds
 from captum_xnn.models._contribution_groups import ContributionGroups, Integral
+from captum_xnn.models._grouping import Drops
 
 __all__ = [
     "CellCovering",
     "CoveredImages",
     "Covering",
-    "Drops",
     "Grid",
     "MapCovering",
     "PixelCovering",
     "all_drops",
     "channels_of",
     "images_among",
+    "strongest",
 ]
 
-# Changes of an activation that count as rounding, in units of the last place.
+# Changes of an activation that count as rounding, in units of the last place of its largest value.
 _ROUNDING = 64
+# Share of the largest drop of an image below which drops count as equal.
+_EQUAL = 1e-6
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
 _IMAGES, _CPU_IMAGES = 64, 16
 # Patches whose cells are summed at once.
@@ -62,6 +66,8 @@ class Grid:
 
     def __init__(self, height: int, width: int, per_side: int) -> None:
         rows, columns = patch_bounds(height, per_side), patch_bounds(width, per_side)
+        self.shape = len(rows), len(columns)
+        """Number of rows and columns of patches."""
         self.regions = [(row, column) for row in rows for column in columns]
         """Start and end along the rows and along the columns of each patch."""
 
@@ -105,15 +111,6 @@ class CoveredImages:
         return tuple(covered)
 
 
-class Drops(NamedTuple):
-    """Drops under covered patches, by dimension or channel."""
-
-    contributions: Tensor
-    """(C, n, D)."""
-    activations: Tensor
-    """(n, D)."""
-
-
 class Covering(Protocol):
     """Computes the drops of some examples: one way to cover patches."""
 
@@ -123,7 +120,7 @@ class Covering(Protocol):
     """Number of pairs of example and patch to compute at once."""
 
     def drops(self, pairs: Sequence[tuple[int, int]]) -> Drops:
-        """Compute the drops for pairs of example and patch."""
+        """Compute the drops for n pairs of example and patch: (C, n, D) and (n, D)."""
         ...
 
 
@@ -161,7 +158,7 @@ class PixelCovering:
             targets = [[of_output[i] for i in rows.tolist()] for of_output in self.targets]
             covered = self.form.integral(self.tail, x, more, targets, scale=scale)
             drops = self.contributions[:, at] - self.form.contributions(covered)
-            return Drops(drops, _difference(self.integral.Z[at], covered.Z))
+            return Drops(drops, _difference(self.integral.Z, at, covered.Z))
         return _by_slopes(self.form, self.integral, at, self.tail.activations(x, more))
 
 
@@ -209,14 +206,47 @@ class CellCovering:
         return Drops(torch.stack(contributions, 1), torch.stack(activations))
 
 
-def all_drops(covering: Covering, n: int) -> Drops:
-    """Compute the drops of n examples for each covered patch: (C, n, patches, D) and (n, patches, D)."""
-    pairs = covering.grid.pairs(n)
+def all_drops(covering: Covering, n: int, pairs: Sequence[tuple[int, int]] | None = None) -> Drops:
+    """Compute the drops of n examples: (C, n, patches, D) and (n, patches, D).
+
+    Args:
+        covering: The way to cover patches.
+        n: Number of examples.
+        pairs: Example and patch of each cover, example by example, with as many patches for each. None takes all.
+    """
+    pairs = covering.grid.pairs(n) if pairs is None else pairs
     batches = [covering.drops(pairs[i : i + covering.at_once]) for i in range(0, len(pairs), covering.at_once)]
     contributions = torch.cat([drops.contributions.cpu() for drops in batches], 1)
     activations = torch.cat([drops.activations.cpu() for drops in batches])
     D = activations.shape[1]
     return Drops(contributions.reshape(len(contributions), n, -1, D), activations.reshape(n, -1, D))
+
+
+def strongest(drops: Drops, grid: Grid, other: Grid, count: int, scale: Tensor) -> list[tuple[int, int]]:
+    """Find the patches of another grid under which outputs drop most: example and patch of each, example by example.
+
+    The drop of a patch is taken from the patches of the first grid in the same part of the image.
+
+    Args:
+        drops: Drops of contributions for each patch of the first grid, (C, n, patches, D).
+        grid: The first grid.
+        other: The other grid.
+        count: Number of patches for each example; at most all.
+        scale: Unit of each output of each example, (C, n).
+
+    Example:
+        >>> drops = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.1, 5.0]])[None, :, :, None]  # 2 x 3 cells of one example
+        >>> strongest(Drops(drops, drops[0]), Grid(2, 3, 8), Grid(32, 48, 2), 1, torch.ones(1, 1))
+        [(0, 3)]
+    """
+    of_output = (drops.contributions.double().sum(3) / scale.double().cpu()[:, :, None]).clamp(min=0).sum(0)
+    n = len(of_output)
+    pooled = nn.functional.adaptive_avg_pool2d(of_output.reshape(n, 1, *grid.shape), other.shape).flatten(1)
+    # Rounded, so that of equal drops the first patch is taken on every processor.
+    unit = pooled.amax(1, keepdim=True) * _EQUAL
+    rounded = torch.where(unit > 0, (pooled / unit).round(), 0)
+    order = rounded.argsort(dim=1, descending=True, stable=True)[:, :count].sort(1)[0]
+    return [(i, p) for i, patches in enumerate(order.tolist()) for p in patches]
 
 
 def images_among(inputs: tuple[Tensor, ...], *, channels: int = 1) -> int | None:
@@ -267,11 +297,14 @@ def _by_slopes(form: ContributionGroups, integral: Integral, at: Tensor, covered
         covered: Activations of the covered images, (n, ...).
     """
     off = (integral.Z[at] - covered).to(integral.slopes)
-    return Drops(form.by_channel(integral.slopes[:, at] * off), form.by_channel(_difference(integral.Z[at], covered)))
+    return Drops(form.by_channel(integral.slopes[:, at] * off), form.by_channel(_difference(integral.Z, at, covered)))
 
 
-def _difference(Z: Tensor, covered: Tensor) -> Tensor:
-    """Compute Z - covered, (n, ...); differences within rounding are 0."""
-    noise = _ROUNDING * torch.finfo(Z.dtype).eps * torch.maximum(Z.abs(), covered.abs())
-    off = Z - covered
+def _difference(Z: Tensor, at: Tensor, covered: Tensor) -> Tensor:
+    """Compute Z[at] - covered, (n, ...); differences within rounding are 0.
+
+    Rounding is in proportion to the largest value of a number of Z, because a layer adds up terms of either sign.
+    """
+    noise = _ROUNDING * torch.finfo(Z.dtype).eps * torch.maximum(Z.abs().amax(0), covered.abs())
+    off = Z[at] - covered
     return torch.where(off.abs() > noise, off, 0).to(torch.promote_types(Z.dtype, torch.float32))
