@@ -83,6 +83,9 @@ def test_kept_columns_are_in_the_order_asked_for():
         ({"grid": 0}, "grid is 0; pass a whole number of at least 1"),
         ({"tolerance": 0}, "tolerance 0; pass .*tolerance > 0"),
         ({"balance": -1}, "balance is -1 .*pass balance >= 0"),
+        ({"ridge": 0}, "ridge is 0; pass a number above 0"),
+        ({"strongest": -1}, "strongest is -1; pass a whole number, or 0 to cover maps only"),
+        ({"strongest": 1.5}, "strongest is 1.5; pass a whole number"),
         ({"covered": "map"}, "covered is 'map'; pass 'maps', 'images', or None"),
     ],
 )

@@ -273,10 +273,11 @@ def test_groups_are_learned_from_drops_of_activations_and_of_contributions(monke
     positives, others, drops = (
         p[0] / form.scale[0] for p in (seen.positives, seen.others, seen.covers[0].contributions)
     )
-    for activation_drops in (seen.covers[0].activations, torch.randn(seen.covers[0].activations.shape)):
-        form.config["n_features"] = 3
+    given = seen.covers[0].activations
+    for ridge, activation_drops in ((1.0, given), (5.0, given), (1.0, torch.randn(given.shape))):
+        form.config |= {"n_features": 3, "ridge": ridge}
         _contributions._learn(form, seen._replace(covers=(seen.covers[0]._replace(activations=activation_drops),)))
-        expected = learn_groups(positives, others, [Drops(drops, activation_drops)], 3)
+        expected = learn_groups(positives, others, [Drops(drops, activation_drops)], 3, ridge=ridge)
         order = (seen.positives[0].double() @ expected).mean(0).argsort(descending=True, stable=True)
         torch.testing.assert_close(form.groups.double(), expected[:, order], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, learn_groups(positives, others, [Drops(drops, drops)], 3), atol=1e-2)

@@ -76,6 +76,8 @@ class ContributionGroups(nn.Module):
             4 x 4 grid whose maps cost the output most. 0 covers maps only.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
+        ridge: Lambda of the regression that makes groups of images (:mod:`captum_xnn.models._grouping`). A larger one
+            makes groups vary less with the examples, but they overlap more.
         balance: Pull of the groups towards equal sizes, from 0 to 1. 0 leaves sizes to the data.
         intervals: First number of intervals of the path integral.
         most: Largest number of intervals.
@@ -114,6 +116,7 @@ class ContributionGroups(nn.Module):
         strongest: int = 3,
         positives: int = 30,
         others: int = 200,
+        ridge: float = 1.0,
         balance: float = 0.0,
         intervals: int = 8,
         most: int = 512,
@@ -138,6 +141,8 @@ class ContributionGroups(nn.Module):
             raise ValueError(f"covered is {covered!r}; pass 'maps', 'images', or None to choose by the size of images")
         if not 0 <= balance < math.inf or not 0 < tolerance < math.inf:
             raise ValueError(f"balance is {balance} and tolerance {tolerance}; pass balance >= 0 and tolerance > 0")
+        if not 0 < ridge < math.inf:
+            raise ValueError(f"ridge is {ridge}; pass a number above 0")
         channels = (2 if len(sizes) == 2 else 1) if channels is None else channels % (len(sizes) + 1)
         if not 1 <= channels <= len(sizes):
             raise ValueError(f"channels is {channels}; pass a dimension of Z, 1 to {len(sizes)}")
@@ -152,6 +157,7 @@ class ContributionGroups(nn.Module):
             "strongest": strongest,
             "positives": positives,
             "others": others,
+            "ridge": float(ridge),
             "balance": balance,
             "intervals": intervals,
             "most": most,

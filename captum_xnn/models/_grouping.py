@@ -49,8 +49,6 @@ from captum_xnn.layers._threads import one_thread_if_small
 
 __all__ = ["Drops", "hardened", "learn_groups", "patch_clusters", "regressed", "spectral_groups", "supporting"]
 
-# Lambda, the ridge: a smaller one makes groups sharper, a larger one makes them vary less with the examples.
-_RIDGE = 1.0
 # Gamma, the power of a patch's drop that weights the patch in the clustering.
 _WEIGHT = 0.5
 # Share of a row's largest entry below which others become 0.
@@ -89,7 +87,7 @@ def learn_groups(
     covers: Sequence[Drops],
     K: int,
     *,
-    ridge: float = _RIDGE,
+    ridge: float = 1.0,
     balance: float = 0.0,
 ) -> Tensor:
     """Compute groups (D, K') of at most K x-features; each row sums to 1.
@@ -100,7 +98,7 @@ def learn_groups(
         covers: For each way to cover patches the drops in positives, both (m, P, D). P may differ between ways. Empty
             for inputs without patches.
         K: Largest number of x-features.
-        ridge: Lambda. Values from 1 to 10 give nearly the same figures.
+        ridge: Lambda. A larger one makes groups vary less with the examples, but they overlap more.
         balance: Pull of the clusters towards equal sizes, from 0 to 1.
 
     Example:
@@ -168,7 +166,7 @@ def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
     return _clustered(embedding, weight, K, balance=balance)
 
 
-def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = _RIDGE) -> Tensor:
+def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = 1.0) -> Tensor:
     """Compute groups (D, K) by ridge regression: a patch's drop is assigned to the x-feature of its cluster.
 
     Args:

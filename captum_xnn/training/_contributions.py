@@ -66,7 +66,7 @@ _SMALL_PRODUCTS = 100
 # Patches along each side of an image whose pixels are covered after its feature maps.
 _PIXEL_GRID = 4
 # Settings that change how groups are learned, but not the contributions they are learned from.
-_LEARNED = ("n_features", "balance")
+_LEARNED = ("n_features", "ridge", "balance")
 
 
 class Evidence(NamedTuple):
@@ -262,7 +262,14 @@ def _learn(form: ContributionGroups, evidence: Evidence) -> None:
     ]
     rows = sum(drops.contributions.shape[:2].numel() for drops in covers) or len(positives) + len(others)
     with one_thread_if_small(2.0 * rows**2 * positives.shape[1] / _SMALL_PRODUCTS):
-        a = learn_groups(positives, others, covers, form.config["n_features"], balance=form.config["balance"])
+        a = learn_groups(
+            positives,
+            others,
+            covers,
+            form.config["n_features"],
+            ridge=form.config["ridge"],
+            balance=form.config["balance"],
+        )
     E = evidence.positives[0].double() @ a.double()
     order = E.mean(0).argsort(descending=True, stable=True)
     form.groups = a[:, order].to(form.groups)

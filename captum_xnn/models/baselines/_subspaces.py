@@ -98,7 +98,7 @@ class DRSA(ContributionGroups):
         D, subspaces = len(self.groups), n_features - 1
         if subspaces > D:
             raise ValueError(f"n_features is {n_features}, but the layer has {D} dimensions; pass at most {D + 1}")
-        for name in ("grid", "covered", "strongest", "balance"):  # of groups alone
+        for name in ("grid", "covered", "strongest", "ridge", "balance"):  # of groups alone
             del self.config[name]
         self.config |= {"size": size, "steps": steps}
         self.width = min(size, D // subspaces) if subspaces else 0
