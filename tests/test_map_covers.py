@@ -288,6 +288,15 @@ def test_rounding_is_no_drop():
     assert (_difference(Z, torch.tensor([0]), covered) != 0).tolist() == [[False, False, False, True]]
 
 
+@pytest.mark.parametrize(("dtype", "drop"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_rounding_in_half_precision_is_no_drop(dtype, drop):
+    """Sums are in single precision, so one last place is rounding, and a few percent are not."""
+    Z = torch.tensor([[1.0, 100.0, 0.0, 1.0]], dtype=dtype)
+    covered = Z * (1 + torch.tensor([[torch.finfo(dtype).eps, 0.0, 0.0, drop]])).to(dtype)
+    assert covered[0, 0] != Z[0, 0]
+    assert (_difference(Z, torch.tensor([0]), covered) != 0).tolist() == [[False, False, False, True]]
+
+
 def test_large_images_have_their_maps_covered_and_small_ones_their_pixels(monkeypatch):
     """An image of 70 x 70 pixels has 8 x 8 patches either way; only pixels need a pass of the first layer for each."""
     model = cnn(pool=1)
