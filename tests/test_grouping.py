@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from functools import partial
 
 import pytest
 import torch
@@ -135,6 +136,14 @@ def test_patches_covered_in_two_ways_are_rows_of_one_regression():
     expected = hardened(regressed(X, m, patch_clusters(V, m, 3), 3))
     torch.testing.assert_close(learn_groups(own, others, ways, 3), expected)
     assert not torch.allclose(learn_groups(own, others, ways[:1], 3), expected)
+
+
+def test_patches_without_drops_change_nothing():
+    """Images of other sizes may have fewer patches; drops of 0 take the place of the others."""
+    own, others = torch.randn(12, 5).double(), torch.randn(20, 5).double()
+    drops, pad = Drops(*torch.randn(2, 12, 9, 5).double()), partial(torch.nn.functional.pad, pad=(0, 0, 0, 4))
+    a = learn_groups(own, others, [drops], 3)
+    torch.testing.assert_close(learn_groups(own, others, [Drops(*map(pad, drops))], 3), a)
 
 
 def test_permuting_dimensions_permutes_rows():

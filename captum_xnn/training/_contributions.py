@@ -282,8 +282,8 @@ class _Measured(NamedTuple):
     unexplained: Tensor
     """Difference between the change of each output and the sum of its contributions, (C,)."""
     covers: tuple[Drops, ...] = ()
-    """Drops for each covered patch, (C, patches, D) and (patches, D), for each way to cover patches. Empty without
-    images, and for other examples."""
+    """Drops for each patch covered in maps, and for each patch covered in pixels, (C, patches, D) and (patches, D).
+    There may be 0 patches. Empty for other examples."""
 
 
 class _EvidenceCollector:
@@ -302,8 +302,8 @@ class _EvidenceCollector:
         self.chosen, self.collected, self.ranks = chosen, collected, ranks
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
-        self.maps: tuple[nn.Module | None] | None = None
-        """The module whose feature maps are covered, or None without such a module; no tuple before the search."""
+        self.maps: dict[torch.Size, nn.Module | None] = {}
+        """For each shape of an image, the module whose feature maps are covered; None without such a module."""
         self.map_bytes: int | None = None
         """Bytes of the maps of one example, once they were covered."""
         self.one_positive: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
@@ -462,7 +462,11 @@ class _EvidenceCollector:
         refuse_changed(self.collected.Z[rows].to(integral.Z.device), integral.Z, rows)
         contributions = self.forms[0].contributions(integral).cpu()
         unexplained = _unexplained(integral, contributions)
-        covers = [] if at is None else self._covers(x, more, targets, integral, at, covered_maps, scale)
+        none = Drops(contributions[:, :, None][:, :, :0], contributions[0, :, None][:, :0])
+        covers = (none, none)
+        if at is not None:
+            maps, pixels = self._covers(x, more, targets, integral, at, covered_maps, scale)
+            covers = (maps or none, pixels or none)
         for i, pair in enumerate(pairs):
             of_pair = tuple(Drops(drops.contributions[:, i], drops.activations[i]) for drops in covers)
             self.positives[pair] = _Measured(contributions[:, i], unexplained[:, i], of_pair)
@@ -496,9 +500,10 @@ class _EvidenceCollector:
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int
     ) -> CoveredMaps | None:
         """Find the feature maps before the layer, and make their covers; None without such maps."""
-        if self.maps is None:
-            self.maps = (maps_before(self.tail, inputs, additional, at),)
-        (maps,) = self.maps
+        shape = inputs[at].shape[1:]
+        if shape not in self.maps:
+            self.maps[shape] = maps_before(self.tail, inputs, additional, at)
+        maps = self.maps[shape]
         if maps is None:
             return None
         covered = CoveredMaps(self.tail, maps, inputs, additional)
@@ -514,8 +519,12 @@ class _EvidenceCollector:
         at: int,
         covered_maps: CoveredMaps | None,
         scale: Tensor,
-    ) -> list[Drops]:
-        """Cover patches of maps, and then pixels of the strongest patches; or else pixels alone."""
+    ) -> tuple[Drops | None, Drops | None]:
+        """Cover patches of maps, and then pixels of the strongest patches; or else pixels alone.
+
+        Returns:
+            Drops of patches covered in maps, and of those covered in pixels.
+        """
         form = self.forms[0]
         n, grid, count = len(inputs[0]), form.config["grid"], form.config["strongest"]
         channels = self._channels_of(inputs, at)
@@ -532,13 +541,13 @@ class _EvidenceCollector:
             activations = partial(covered_maps.activations, cells.regions)
             covering = MapCovering(form, integral, cells, activations, covered_maps.at_once)
         else:
-            return [all_drops(pixels(grid), n)]
+            return None, all_drops(pixels(grid), n)
         drops = all_drops(covering, n)
         if not count:
-            return [drops]
+            return drops, None
         again = pixels(_PIXEL_GRID)
         pairs = strongest(drops, covering.grid, again.grid, count, scale)
-        return [drops, all_drops(again, n, pairs)]
+        return drops, all_drops(again, n, pairs)
 
     def evidence(self) -> list[Evidence]:
         """Gather the numbers of all processes to the evidence for each explainer."""
@@ -557,24 +566,30 @@ class _EvidenceCollector:
                 _Measured(others[row].contributions[outputs], others[row].unexplained[outputs])
                 for row in self.chosen.others.tolist()
             ]
-            covers = tuple(
-                Drops(
-                    torch.stack([drops.contributions for drops in ways], 1),
-                    torch.stack([drops.activations for drops in ways]),
-                )
-                # Images of different sizes may be covered in one way and in two.
-                for ways in zip(*(measured.covers for measured in own), strict=False)
-            )
+            ways = [_stacked(way) for way in zip(*(measured.covers for measured in own), strict=True)]
             contributions = torch.stack([measured.contributions for measured in own], 1)
             evidence.append(
                 Evidence(
                     contributions,
                     torch.stack([measured.contributions for measured in rest], 1) if rest else contributions[:, :0],
-                    covers,
+                    tuple(way for way in ways if way.activations.shape[1]),
                     torch.stack([measured.unexplained for measured in [*own, *rest]], 1),
                 )
             )
         return evidence
+
+
+def _stacked(images: Sequence[Drops]) -> Drops:
+    """Stack the drops of images, (C, patches, D) and (patches, D) each, to (C, P, patches, D) and (P, patches, D).
+
+    Images of different sizes may have different numbers of patches. Missing patches get drops of 0, which never count.
+    """
+    most = max(len(drops.activations) for drops in images)
+    contributions, activations = (
+        [nn.functional.pad(x, (0, 0, 0, most - x.shape[-2])) for x in of_images]
+        for of_images in zip(*images, strict=True)
+    )
+    return Drops(torch.stack(contributions, 1), torch.stack(activations))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
