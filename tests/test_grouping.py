@@ -146,6 +146,18 @@ def test_patches_without_drops_change_nothing():
     torch.testing.assert_close(learn_groups(own, others, [Drops(*map(pad, drops))], 3), a)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_patches_with_drops_that_are_not_finite_do_not_count(value):
+    own, others = torch.randn(12, 5).double(), torch.randn(20, 5).double()
+    contributions, activations = torch.randn(2, 12, 9, 5).double()
+    for part in (contributions, activations):
+        off, zero = part.clone(), torch.ones(12, 9, 1).double()
+        off[3, 4, 1], zero[3, 4] = value, 0
+        given = Drops(*(off if p is part else p for p in (contributions, activations)))
+        expected = learn_groups(own, others, [Drops(contributions * zero, activations * zero)], 3)
+        torch.testing.assert_close(learn_groups(own, others, [given], 3), expected)
+
+
 def test_permuting_dimensions_permutes_rows():
     own, others, drops = torch.randn(30, 8).double(), torch.randn(20, 8).double(), torch.randn(30, 9, 8).double()
     order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
