@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from functools import partial
 
 import pytest
 import torch
@@ -135,6 +136,26 @@ def test_patches_covered_in_two_ways_are_rows_of_one_regression():
     expected = hardened(regressed(X, m, patch_clusters(V, m, 3), 3))
     torch.testing.assert_close(learn_groups(own, others, ways, 3), expected)
     assert not torch.allclose(learn_groups(own, others, ways[:1], 3), expected)
+
+
+def test_patches_without_drops_change_nothing():
+    """Images of other sizes may have fewer patches; drops of 0 take the place of the others."""
+    own, others = torch.randn(12, 5).double(), torch.randn(20, 5).double()
+    drops, pad = Drops(*torch.randn(2, 12, 9, 5).double()), partial(torch.nn.functional.pad, pad=(0, 0, 0, 4))
+    a = learn_groups(own, others, [drops], 3)
+    torch.testing.assert_close(learn_groups(own, others, [Drops(*map(pad, drops))], 3), a)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_patches_with_drops_that_are_not_finite_do_not_count(value):
+    own, others = torch.randn(12, 5).double(), torch.randn(20, 5).double()
+    contributions, activations = torch.randn(2, 12, 9, 5).double()
+    for part in (contributions, activations):
+        off, zero = part.clone(), torch.ones(12, 9, 1).double()
+        off[3, 4, 1], zero[3, 4] = value, 0
+        given = Drops(*(off if p is part else p for p in (contributions, activations)))
+        expected = learn_groups(own, others, [Drops(contributions * zero, activations * zero)], 3)
+        torch.testing.assert_close(learn_groups(own, others, [given], 3), expected)
 
 
 def test_permuting_dimensions_permutes_rows():

@@ -140,14 +140,14 @@ def test_small_batches_of_a_loader_change_nothing_but_the_time(monkeypatch):
     torch.testing.assert_close(forms[1].groups, forms[0].groups, rtol=1e-5, atol=1e-6)
 
 
-def evidence_of(model, layer, images, monkeypatch, **settings):
-    """The form, and the data that a fit learns from."""
+def evidence_of(model, layer, images, monkeypatch, *, n=None, **settings):
+    """The form, and the data that a fit learns from: n examples, or the rows of a tensor."""
     seen = []
     learn = _contributions._learn
     monkeypatch.setattr(_contributions, "_learn", lambda form, evidence: (seen.append(evidence), learn(form, evidence)))
     make = lambda *given, **options: ContributionGroups(*given, **options, **settings)  # noqa: E731
     xnn = XNNAttribution(model, layer, 3, autoencoder=make)
-    positives = torch.arange(len(images)) < 6
+    positives = torch.arange(n or len(images)) < 6
     xnn.fit(images, 0, positives=positives, progress=False)
     return xnn.explainer(0).form, seen[0]
 
@@ -289,6 +289,15 @@ def test_rounding_is_no_drop():
     assert (_difference(Z, torch.tensor([0]), covered) != 0).tolist() == [[False, False, False, True]]
 
 
+@pytest.mark.parametrize(("dtype", "drop"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_rounding_in_half_precision_is_no_drop(dtype, drop):
+    """Sums are in single precision, so one last place is rounding, and a few percent are not."""
+    Z = torch.tensor([[1.0, 100.0, 0.0, 1.0]], dtype=dtype)
+    covered = Z * (1 + torch.tensor([[torch.finfo(dtype).eps, 0.0, 0.0, drop]])).to(dtype)
+    assert covered[0, 0] != Z[0, 0]
+    assert (_difference(Z, torch.tensor([0]), covered) != 0).tolist() == [[False, False, False, True]]
+
+
 def test_large_images_have_their_maps_covered_and_small_ones_their_pixels(monkeypatch):
     """An image of 70 x 70 pixels has 8 x 8 patches either way; only pixels need a pass of the first layer for each."""
     model = cnn(pool=1)
@@ -313,3 +322,22 @@ def test_other_examples_do_not_run_before_the_layer(monkeypatch):
     torch.testing.assert_close(
         made.bias + made.contributions.sum(1), model(images)[:, 0].detach(), rtol=0.02, atol=0.02
     )
+
+
+def test_images_of_two_sizes_give_each_its_own_patches(monkeypatch):
+    """Images of 14 pixels have 7 x 7 cells to cover, of 6 pixels 6 x 6 in earlier maps, and of 4 pixels none."""
+    model, larger = cnn(), torch.rand(3, 2, 20, 20, generator=torch.Generator().manual_seed(2))
+    for size, patches in ((14, 49), (6, 36), (4, 0)):
+        counts = []
+        for loader in ([x(3, size), larger], [larger, x(3, size)]):
+            with monkeypatch.context() as patched:
+                _, seen = evidence_of(model, "7", loader, patched, covered="maps", n=6)
+            first, second = (slice(0, 3), slice(3, 6)) if loader[1] is larger else (slice(3, 6), slice(0, 3))
+            cells, pixels = (way.activations.abs().sum(2) for way in seen.covers)
+            assert cells.shape == (6, 64)
+            assert not cells[first, patches:].any()
+            assert cells[second, 60:].any()
+            assert not pixels[second, 3:].any()
+            assert pixels[second, :3].any()
+            counts.append((cells[first], pixels[first]))
+        torch.testing.assert_close(counts[0], counts[1])

@@ -112,6 +112,15 @@ class Tail:
         """How often a pass calls the layer, as far as is known; the last call counts."""
         self.forget()
 
+    def fresh(self) -> Tail:
+        """Make a tail of the same layer that knows nothing about the model, for a trial."""
+        return Tail(
+            self.model,
+            self.name,
+            output_transform=self.output_transform,
+            prediction_transform=self.prediction_transform,
+        )
+
     def forget(self) -> None:
         """Forget findings about the model, so that the next numbers do not depend on earlier calls, bit for bit."""
         self._inputs_once: bool | None = None if self.output_transform is None else False

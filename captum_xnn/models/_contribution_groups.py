@@ -136,7 +136,7 @@ class ContributionGroups(nn.Module):
             if not isinstance(value, int) or not 1 <= value < 2**31:
                 raise ValueError(f"{name} is {value}; pass a whole number of at least 1")
         if not isinstance(strongest, int) or not 0 <= strongest < 2**31:
-            raise ValueError(f"strongest is {strongest}; pass a whole number, or 0 to cover maps only")
+            raise ValueError(f"strongest is {strongest!r}; pass a whole number, or 0 to cover maps only")
         if covered not in ("maps", "images", None):
             raise ValueError(f"covered is {covered!r}; pass 'maps', 'images', or None to choose by the size of images")
         if not 0 <= balance < math.inf or not 0 < tolerance < math.inf:

@@ -126,7 +126,8 @@ def supporting(drops: Drops) -> tuple[Tensor, Tensor, Tensor]:
     """Select the patches that speak for the output.
 
     Every image has the same weight. Drops of activations are divided by the root mean square of their dimension, so
-    that the units of a layer do not matter.
+    that the units of a layer do not matter. Patches with NaN or infinite drops, as where a model divides by the
+    deviation within a patch, do not count.
 
     Args:
         drops: Drops in images, both (images, P, D).
@@ -134,6 +135,8 @@ def supporting(drops: Drops) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Drops of contributions (n, D), their sums (n,), and scaled drops of activations (n, D). n may be 0.
     """
+    finite = torch.stack([part.isfinite().all(2) for part in drops]).all(0)[:, :, None]
+    drops = Drops(*(torch.where(finite, part, 0) for part in drops))
     X = (drops.contributions / drops.contributions.flatten(1).norm(dim=1).clamp(min=_TINY)[:, None, None]).flatten(0, 1)
     m = X.sum(1)
     size = drops.activations.square().mean((0, 1)).sqrt()

@@ -63,6 +63,9 @@ SMALL = 64 * 64
 """Most pixels of an image whose patches are covered in the image itself; larger images have feature maps covered."""
 # Learning groups takes about this many small matrix products for each large one.
 _SMALL_PRODUCTS = 100
+# Largest difference, as a share of their norm, of values and of gradients that a model gives for images stored in two
+# ways. Rounding at the kinks of ReLUs changes the gradients of early layers by a percent, and by ten in half precision.
+_VALUES, _HALF_VALUES, _GRADIENTS = 1e-3, 2e-2, 0.3
 # Patches along each side of an image whose pixels are covered after its feature maps.
 _PIXEL_GRID = 4
 # Settings that change how groups are learned, but not the contributions they are learned from.
@@ -286,8 +289,8 @@ class _Measured(NamedTuple):
     unexplained: Tensor
     """Difference between the change of each output and the sum of its contributions, (C,)."""
     covers: tuple[Drops, ...] = ()
-    """Drops for each covered patch, (C, patches, D) and (patches, D), for each way to cover patches. Empty without
-    images, and for other examples."""
+    """Drops for each patch covered in maps, and for each patch covered in pixels, (C, patches, D) and (patches, D).
+    There may be 0 patches. Empty for other examples."""
 
 
 class _EvidenceCollector:
@@ -306,8 +309,8 @@ class _EvidenceCollector:
         self.chosen, self.collected, self.ranks = chosen, collected, ranks
         self.outputs = len(targets[0])
         self.device = next((p.device for p in tail.model.parameters()), torch.device("cpu"))
-        self.maps: tuple[nn.Module | None] | None = None
-        """The module whose feature maps are covered, or None without such a module; no tuple before the search."""
+        self.maps: dict[torch.Size, nn.Module | None] = {}
+        """For each shape of an image, the module whose feature maps are covered; None without such a module."""
         self.map_bytes: int | None = None
         """Bytes of the maps of one example, once they were covered."""
         self.one_positive: tuple[tuple[Tensor, ...], tuple[Any, ...] | None] | None = None
@@ -322,8 +325,8 @@ class _EvidenceCollector:
         """Number of examples for which the memory of the model's passes is known to suffice."""
         self.channels: int | None = None
         """The dimension of images that holds channels, from the first batch."""
-        self.is_channels_last: bool | None = None
-        """Whether the model takes images whose channels lie side by side in memory; None before the first batch."""
+        self.is_channels_last: dict[torch.Size, bool] = {}
+        """For each shape of an image, whether its channels lie side by side in memory."""
 
     def _inputs(self, picked: Picked) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
         """Return inputs and further arguments, with the channels of images side by side in memory if possible.
@@ -337,18 +340,34 @@ class _EvidenceCollector:
         if at is None or self._channels_of(inputs, at) != 1 or self.device.type != "cpu":
             return inputs, additional
         images = inputs[at].contiguous(memory_format=torch.channels_last)
-        apart, inputs = inputs, (*inputs[:at], images, *inputs[at + 1 :])
-        if self.is_channels_last is None:
-            self.is_channels_last = self._runs(*rows_of(inputs, additional, torch.tensor([0], device="cpu")))
-        return inputs if self.is_channels_last else apart, additional
+        side_by_side = (*inputs[:at], images, *inputs[at + 1 :])
+        shape = images.shape[1:]
+        if shape not in self.is_channels_last:
+            self.is_channels_last[shape] = self._gives_the_same(inputs, side_by_side, additional)
+        return side_by_side if self.is_channels_last[shape] else inputs, additional
 
-    def _runs(self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None) -> bool:
-        """Whether the model runs on inputs; one that views its maps as vectors may need their channels apart."""
-        try:
-            self.tail.outputs(inputs, additional, [[target] for target in self.targets[0]])
-        except RuntimeError:
-            return False
-        return True
+    def _gives_the_same(
+        self, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...], additional: tuple[Any, ...] | None
+    ) -> bool:
+        """Whether the model gives the same values and gradients for images that lie otherwise in memory.
+
+        Code that views maps as vectors, or that asks how they lie, may fail or give other values. Some of it does so
+        with several examples only.
+        """
+        two = torch.tensor([0, min(1, len(inputs[0]) - 1)], device="cpu")
+        targets = [[target] * 2 for target in self.targets[0]]
+        middle, one = torch.full((1,), 0.5, device="cpu"), torch.ones(1, device="cpu")
+        points = []
+        for given in (inputs, others):
+            x, more = rows_of(given, additional, two)
+            try:
+                points.append(self.tail.fresh().along(x, more, self.forms[0].base, middle, one, targets))
+            except Exception:  # of any class, by the model's own code
+                return False
+        plain, other = points
+        share = _VALUES if plain.Z.dtype in (torch.float32, torch.float64) else _HALF_VALUES
+        most = (share, _GRADIENTS, share)
+        return all(bool((b - a).norm() <= of_norm * a.norm()) for a, b, of_norm in zip(plain, other, most, strict=True))
 
     def add_positives(self, picked: Picked) -> None:
         """Compute the contributions of the positives among some examples, and their drops."""
@@ -450,7 +469,11 @@ class _EvidenceCollector:
         refuse_changed(self.collected.Z[rows].to(integral.Z.device), integral.Z, rows)
         contributions = self.forms[0].contributions(integral).cpu()
         unexplained = _unexplained(integral, contributions)
-        covers = [] if at is None else self._covers(x, more, targets, integral, at, covered_maps, scale)
+        none = Drops(contributions[:, :, None][:, :, :0], contributions[0, :, None][:, :0])
+        covers = (none, none)
+        if at is not None:
+            maps, pixels = self._covers(x, more, targets, integral, at, covered_maps, scale)
+            covers = (maps or none, pixels or none)
         for i, pair in enumerate(pairs):
             of_pair = tuple(Drops(drops.contributions[:, i], drops.activations[i]) for drops in covers)
             self.positives[pair] = _Measured(contributions[:, i], unexplained[:, i], of_pair)
@@ -484,9 +507,10 @@ class _EvidenceCollector:
         self, inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None, at: int
     ) -> CoveredMaps | None:
         """Find the feature maps before the layer, and make their covers; None without such maps."""
-        if self.maps is None:
-            self.maps = (maps_before(self.tail, inputs, additional, at),)
-        (maps,) = self.maps
+        shape = inputs[at].shape[1:]
+        if shape not in self.maps:
+            self.maps[shape] = maps_before(self.tail, inputs, additional, at)
+        maps = self.maps[shape]
         if maps is None:
             return None
         covered = CoveredMaps(self.tail, maps, inputs, additional)
@@ -502,8 +526,12 @@ class _EvidenceCollector:
         at: int,
         covered_maps: CoveredMaps | None,
         scale: Tensor,
-    ) -> list[Drops]:
-        """Cover patches of maps, and then pixels of the strongest patches; or else pixels alone."""
+    ) -> tuple[Drops | None, Drops | None]:
+        """Cover patches of maps, and then pixels of the strongest patches; or else pixels alone.
+
+        Returns:
+            Drops of patches covered in maps, and of those covered in pixels.
+        """
         form = self.forms[0]
         n, grid, count = len(inputs[0]), form.config["grid"], form.config["strongest"]
         channels = self._channels_of(inputs, at)
@@ -520,13 +548,13 @@ class _EvidenceCollector:
             activations = partial(covered_maps.activations, cells.regions)
             covering = MapCovering(form, integral, cells, activations, covered_maps.at_once)
         else:
-            return [all_drops(pixels(grid), n)]
+            return None, all_drops(pixels(grid), n)
         drops = all_drops(covering, n)
         if not count:
-            return [drops]
+            return drops, None
         again = pixels(_PIXEL_GRID)
         pairs = strongest(drops, covering.grid, again.grid, count, scale)
-        return [drops, all_drops(again, n, pairs)]
+        return drops, all_drops(again, n, pairs)
 
     def evidence(self) -> list[Evidence]:
         """Gather the numbers of all processes to the evidence for each explainer."""
@@ -545,24 +573,30 @@ class _EvidenceCollector:
                 _Measured(others[row].contributions[outputs], others[row].unexplained[outputs])
                 for row in self.chosen.others.tolist()
             ]
-            covers = tuple(
-                Drops(
-                    torch.stack([drops.contributions for drops in ways], 1),
-                    torch.stack([drops.activations for drops in ways]),
-                )
-                # Images of different sizes may be covered in one way and in two.
-                for ways in zip(*(measured.covers for measured in own), strict=False)
-            )
+            ways = [_stacked(way) for way in zip(*(measured.covers for measured in own), strict=True)]
             contributions = torch.stack([measured.contributions for measured in own], 1)
             evidence.append(
                 Evidence(
                     contributions,
                     torch.stack([measured.contributions for measured in rest], 1) if rest else contributions[:, :0],
-                    covers,
+                    tuple(way for way in ways if way.activations.shape[1]),
                     torch.stack([measured.unexplained for measured in [*own, *rest]], 1),
                 )
             )
         return evidence
+
+
+def _stacked(images: Sequence[Drops]) -> Drops:
+    """Stack the drops of images, (C, patches, D) and (patches, D) each, to (C, P, patches, D) and (P, patches, D).
+
+    Images of different sizes may have different numbers of patches. Missing patches get drops of 0, which never count.
+    """
+    most = max(len(drops.activations) for drops in images)
+    contributions, activations = (
+        [nn.functional.pad(x, (0, 0, 0, most - x.shape[-2])) for x in of_images]
+        for of_images in zip(*images, strict=True)
+    )
+    return Drops(torch.stack(contributions, 1), torch.stack(activations))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

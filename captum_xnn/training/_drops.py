@@ -39,8 +39,9 @@ __all__ = [
     "strongest",
 ]
 
-# Changes of an activation that count as rounding, in units of the last place of its largest value.
-_ROUNDING = 64
+# Changes of an activation that count as rounding, in units of the last place of its largest value. Operations in half
+# precision add up in single precision, so only their results are rounded.
+_ROUNDING, _HALF_ROUNDING = 64, 4
 # Share of the largest drop of an image below which drops count as equal.
 _EQUAL = 1e-6
 # Covered images in one batch of the model. On a CPU large batches of images leave the cache.
@@ -305,6 +306,7 @@ def _difference(Z: Tensor, at: Tensor, covered: Tensor) -> Tensor:
 
     Rounding is in proportion to the largest value of a number of Z, because a layer adds up terms of either sign.
     """
-    noise = _ROUNDING * torch.finfo(Z.dtype).eps * torch.maximum(Z.abs().amax(0), covered.abs())
+    eps = torch.finfo(Z.dtype).eps * (_HALF_ROUNDING if Z.dtype in (torch.float16, torch.bfloat16) else _ROUNDING)
+    noise = eps * torch.maximum(Z.abs().amax(0), covered.abs())
     off = Z[at] - covered
     return torch.where(off.abs() > noise, off, 0).to(torch.promote_types(Z.dtype, torch.float32))
