@@ -72,8 +72,8 @@ class ContributionGroups(nn.Module):
         covered: ``"images"`` covers pixels. That takes one forward pass of the model for every patch. ``"maps"``
             covers cells of the last feature maps that every path to the layer crosses, or pixels without such
             maps. The default covers pixels of images up to 64 x 64, and maps of larger ones.
-        strongest: Number of patches of each image whose pixels are covered too, where maps are covered: those of a
-            4 x 4 grid whose maps cost the output most. 0 covers maps only.
+        strongest: Number of patches of each image whose pixels are covered too, where maps are covered. Of a 4 x 4
+            grid, they are the patches in which covered cells lower the output most. 0 covers maps only.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
         ridge: Lambda of the regression that makes groups of images (:mod:`captum_xnn.models._grouping`). A larger one
