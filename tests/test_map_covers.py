@@ -253,6 +253,12 @@ def test_strongest_patches_of_equal_drops_come_first():
     assert both == [(i, p) for i in range(2) for p in range(4)]
 
 
+def test_patches_with_nan_drops_are_not_strong():
+    """They do not decide which of the others are."""
+    drops = torch.tensor([[[torch.nan, 1.0, torch.inf, 2.0]]])[..., None]
+    assert strongest(Drops(drops, drops[0]), Grid(8, 8, 2), Grid(64, 64, 2), 2, torch.ones(1, 1)) == [(0, 1), (0, 3)]
+
+
 def test_strongest_patches_by_several_outputs():
     """Drops of each output in its own unit, as outputs need not have one range."""
     drops = torch.tensor([[[100.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 2.0, 0.0]]])[..., None]

@@ -331,7 +331,7 @@ class _EvidenceCollector:
     def _inputs(self, picked: Picked) -> tuple[tuple[Tensor, ...], tuple[Any, ...] | None]:
         """Return inputs and further arguments, with the channels of images side by side in memory if possible.
 
-        Most convolutions on a CPU take half to all of the time then.
+        Most convolutions on a CPU are faster then.
         """
         inputs, additional = picked.on(self.device)
         if self.channels is None:

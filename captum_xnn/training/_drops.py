@@ -226,7 +226,7 @@ def all_drops(covering: Covering, n: int, pairs: Sequence[tuple[int, int]] | Non
 def strongest(drops: Drops, grid: Grid, other: Grid, count: int, scale: Tensor) -> list[tuple[int, int]]:
     """Find the patches of another grid under which outputs drop most: example and patch of each, example by example.
 
-    The drop of a patch is taken from the patches of the first grid in the same part of the image.
+    The drop of a patch is the mean drop of the first grid's patches that it touches. NaN and infinite drops count as 0.
 
     Args:
         drops: Drops of contributions for each patch of the first grid, (C, n, patches, D).
@@ -240,7 +240,8 @@ def strongest(drops: Drops, grid: Grid, other: Grid, count: int, scale: Tensor) 
         >>> strongest(Drops(drops, drops[0]), Grid(2, 3, 8), Grid(32, 48, 2), 1, torch.ones(1, 1))
         [(0, 3)]
     """
-    of_output = (drops.contributions.double().sum(3) / scale.double().cpu()[:, :, None]).clamp(min=0).sum(0)
+    of_each = drops.contributions.double().sum(3) / scale.double().cpu()[:, :, None]
+    of_output = torch.where(of_each.isfinite(), of_each, 0).clamp(min=0).sum(0)
     n = len(of_output)
     pooled = nn.functional.adaptive_avg_pool2d(of_output.reshape(n, 1, *grid.shape), other.shape).flatten(1)
     # Rounded, so that of equal drops the first patch is taken on every processor.
