@@ -124,6 +124,20 @@ def test_another_model_gets_channels_side_by_side(monkeypatch):
     assert all(model.stored)
 
 
+class Wrapped(Maps):
+    """Returns its outputs in a dict."""
+
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+def test_the_trial_reads_the_outputs_as_the_fit_does():
+    model = Wrapped().eval()
+    xnn = XNNAttribution(model, "relu", 3, prediction_transform=lambda output: output["logits"])
+    xnn.fit(images(66), 0, positives=torch.arange(24) % 2 == 0, progress=False)
+    assert not any(model.stored[-5:])
+
+
 def test_images_of_each_size_are_tried():
     """A view that works for the maps of the first size may fail for those of another size."""
     data = images(132)

@@ -246,7 +246,7 @@ def test_pixels_of_the_strongest_patches_are_covered_after_maps(model, layer, mo
 
 def test_strongest_patches_of_equal_drops_come_first():
     """A patch that costs the output nothing or less counts as one that costs nothing."""
-    drops = torch.tensor([[[3.0, -9.0, 0.0, 3.0 + 1e-9], [-1.0, -1.0, -1.0, -1.0]]])[..., None].double()
+    drops = torch.tensor([[[3.0, -9.0, 0.0, 3.0 + 1e-9], [-1.0, -1.0, -1.0, -1.0]]], dtype=torch.float64)[..., None]
     pairs = strongest(Drops(drops, drops[0]), Grid(8, 8, 2), Grid(64, 64, 2), 1, torch.ones(1, 2))
     assert pairs == [(0, 0), (1, 0)]
     both = strongest(Drops(drops, drops[0]), Grid(8, 8, 2), Grid(64, 64, 2), 9, torch.ones(1, 2))
@@ -293,6 +293,13 @@ def test_rounding_is_no_drop():
     Z = torch.tensor([[1.0, 100.0, 0.0, 1e-3]])
     covered = Z * (1 + torch.tensor([[1e-7, -1e-6, 0.0, 1e-2]]))
     assert (_difference(Z, torch.tensor([0]), covered) != 0).tolist() == [[False, False, False, True]]
+
+
+def test_rounding_is_relative_to_the_largest_value_of_a_number():
+    """A small value may be the rest of large terms; each number of Z has its own unit."""
+    Z = torch.tensor([[1e-4, 1e-4], [100.0, 1e-4]])
+    off = _difference(Z, torch.tensor([0]), Z[:1] - torch.tensor([[1e-5, 1e-5]]))
+    assert (off != 0).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize(("dtype", "drop"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
