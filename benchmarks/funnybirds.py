@@ -25,6 +25,10 @@ images: ``groups`` as XNNAttribution learns them from the training images, which
 covered images`` with pixels covered, in 8 x 8 patches of 30 birds unless it says otherwise; the others by chance or by
 correlation. Add a method of your own to METHODS.
 
+How selective can groups be? ``--limits`` prints three controls that no fit can use, since they read the movement of the
+very birds that they are measured on: every dimension as an x-feature of its own; dimensions grouped by the part that
+moves them most; and, from there, dimensions moved one by one to the group where selectivity rises most.
+
     python -m benchmarks.funnybirds --root FunnyBirds --network funnynet.py --layer relu6 --out DIR
 """
 
@@ -300,6 +304,8 @@ METHODS: dict[str, Callable[[Job], Form]] = {
     "spectral clusters": partial(divided, by_correlation),
 }
 """Every method gives a Form of a Job."""
+LIMITS = ("every dimension alone", "dimensions by their part", "searched on the test birds")
+"""Controls that read what they are measured on."""
 
 
 def gradient_maps(of: Read, form: Form, images: Tensor) -> Tensor:
@@ -325,6 +331,46 @@ def gradient_maps(of: Read, form: Form, images: Tensor) -> Tensor:
 def mass(maps: Tensor, masks: Tensor) -> Tensor:
     """Returns the sum of maps (n, H, W) over the pixels of each part, (n, P)."""
     return torch.einsum("nhw,nphw->np", maps.double(), masks.double())
+
+
+def searched(changes: Tensor, groups: Tensor, dimensions: int = 200, rounds: int = 2) -> Tensor:
+    """Returns groups (D,) after a greedy search for selectivity over the dimensions that move most.
+
+    Args:
+        changes: Change of every dimension's contribution without each part, (n, D, P), in logits.
+        groups: Group of each dimension at the start, (D,), from 0 to P - 1.
+        dimensions: How many may move to another group.
+        rounds: How often each of them may.
+    """
+    groups, K = groups.clone(), changes.shape[2]
+    own = torch.stack([changes[:, groups == k].sum(1) for k in range(K)], 1)
+    best = selectivity(own).share
+    for d in changes.abs().sum((0, 2)).argsort(descending=True, stable=True)[:dimensions].tolist() * rounds:
+        for k in set(range(K)) - {int(groups[d])}:
+            tried = own.clone()
+            tried[:, int(groups[d])] -= changes[:, d]
+            tried[:, k] += changes[:, d]
+            if (share := selectivity(tried).share) > best + 1e-6:
+                best, own, groups[d] = share, tried, k
+    return groups
+
+
+def limit(of: Read, job: Line) -> Line:
+    """Returns the selectivity of a control that reads the test birds; none if the network tells none right."""
+    label, P = job["class"], of.taken[0].shape[1]
+    rows = ((of.labels == label) & (of.test[1].argmax(1) == label)).nonzero()[:, 0].tolist()
+    if not rows:
+        return {"birds": 0}
+    rest, base = Job(of, label, job["seed"]).rest, of.train[0].mean(0)
+    whole = contributions_of_dimensions(rest, of.test[0][rows], base)
+    without = contributions_of_dimensions(rest, of.taken[0][rows].flatten(0, 1), base)
+    changes = (whole[:, None] - without.reshape(len(rows), P, -1)).transpose(1, 2).double()
+    groups = changes.sum(0).abs().argmax(1)
+    if job["method"] != LIMITS[0]:
+        groups = searched(changes, groups) if job["method"] == LIMITS[2] else groups
+        changes = torch.stack([changes[:, groups == k].sum(1) for k in range(P)], 1)
+    found = selectivity(changes)
+    return {"selectivity": found.share, "whole": found.whole, "movement": found.movement, "birds": len(rows)}
 
 
 def judged(of: Read, form: Form, rows: list[int], label: int, seed: int) -> Line:
@@ -409,8 +455,14 @@ def main(given: argparse.Namespace) -> None:
         {"method": method, "class": label, "seed": seed}
         for seed in range(given.seeds)
         for label in some_classes(of.labels, given.classes)
-        for method in given.methods
+        for method in (LIMITS if given.limits else given.methods)
     ]
+    if given.limits:
+        lines = measured(given.out / "limits", jobs, partial(limit, of), title="limits", under=settings(given))
+        told = [line for line in lines if line["birds"]]
+        columns = COLUMNS[1:4]
+        write(given.out / "limits", table(told, "method", columns, order=LIMITS), summary(told, "method", columns))
+        return
     lines = measured(given.out, jobs, partial(measure, of), title="methods and classes", under=settings(given))
     told = [line for line in lines if line["birds"]]
     parts = within(lines)
@@ -436,5 +488,6 @@ if __name__ == "__main__":
     parser.add_argument("--classes", type=int, default=50, help="how many, evenly spread over those there are")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--limits", action="store_true", help="measure how selective groups can be; nothing else")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run resumes")
     main(parser.parse_args())

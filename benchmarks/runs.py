@@ -31,7 +31,7 @@ class Column(NamedTuple):
 _FREE = {
     "out", "activations", "workers", "classes", "methods", "rooms", "layers", "seed", "seeds", "alphas", "networks",
     "x_features", "tried_classes", "tried_seeds", "funnybirds", "birds", "classes_funnybirds", "tables",
-    "quick", "halves", "pictures", "report", "again",
+    "quick", "halves", "pictures", "report", "again", "limits",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The benchmarks run and count right; the figures themselves are theirs to print."""
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -768,7 +769,7 @@ def test_funnybirds_from_a_folder_resumes(tmp_path, capsys, monkeypatch):
     (tmp_path / "net.py").write_text(NETWORK)
     given = argparse.Namespace(
         root=write(tmp_path / "birds", small=True), file=tmp_path / "net.py", layer="5", maps_layer="1", classes=2,
-        methods=["1-Heatmap", "random groups"], seeds=2, out=tmp_path / "out",
+        methods=["1-Heatmap", "random groups"], seeds=2, limits=False, out=tmp_path / "out",
     )  # fmt: skip
     funnybirds.main(given)
     printed = capsys.readouterr().out
@@ -785,6 +786,38 @@ def test_funnybirds_from_a_folder_resumes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(funnybirds, "METHODS", {"1-Heatmap": None, "random groups": None})
     funnybirds.main(given)  # runs nothing again
     assert capsys.readouterr().out == printed
+    given.limits = True
+    funnybirds.main(given)
+    assert f"{funnybirds.LIMITS[2]} | 4 |" in capsys.readouterr().out
+
+
+def test_limits_of_selectivity_by_hand(two_parts):
+    from benchmarks import funnybirds
+    from captum_xnn.metrics import selectivity
+
+    # Two birds, three dimensions, two parts. Alone, dimension 2 is moved by both parts, mostly by the first. It takes
+    # away from group 1 what the first part does there: together they are moved by the second part alone.
+    changes = torch.tensor([[[4.0, 0.0], [-3.0, 1.0], [3.0, 2.0]]] * 2).double()
+    start = changes.sum(0).abs().argmax(1)
+    assert start.tolist() == [0, 0, 0]
+    groups = funnybirds.searched(changes, start)
+    own = torch.stack([changes[:, groups == k].sum(1) for k in range(2)], 1)
+    every = [
+        selectivity(torch.stack([changes[:, torch.tensor(g) == k].sum(1) for k in range(2)], 1)).share
+        for g in itertools.product(range(2), repeat=3)
+    ]
+    assert selectivity(own).share == max(every) == 1
+    found = [funnybirds.limit(two_parts, {"method": m, "class": 1, "seed": 0}) for m in funnybirds.LIMITS]
+    assert found[0]["whole"] == pytest.approx(found[1]["whole"]) and found[1]["whole"] == pytest.approx(
+        found[2]["whole"]
+    )
+    assert found[1]["selectivity"] <= found[2]["selectivity"] and found[0]["movement"] >= found[1]["movement"]
+    whole = funnybirds.METHODS["1-Heatmap"](funnybirds.Job(two_parts, 1, 0))
+    rows = (two_parts.labels == 1).nonzero()[:, 0]
+    drops = whole.contributions(two_parts.test[0][rows])[:, 0, None] - torch.stack(
+        [whole.contributions(Z[rows])[:, 0] for Z in two_parts.taken[0].transpose(0, 1)], 1
+    )
+    assert found[0]["whole"] == pytest.approx(selectivity(drops[:, None]).share, abs=0.02)
 
 
 class LinearBirds:
