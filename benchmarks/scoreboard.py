@@ -47,7 +47,6 @@ Without folders, the drawn figures alone are measured. FILE.py offers ``load()``
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import time
@@ -65,6 +64,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from benchmarks import birds, funnybirds, places, rivals, synthetic
 from benchmarks.funnybirds import GRID, Form, Read, gradient_maps, mass, spatial
 from benchmarks.one_vs_all import effective, in_batches
+from benchmarks.pictures import CONTROL, METHOD, OTHER, figure_of, save_svg
 from benchmarks.rivals import Explained, Fit, slopes_of
 from benchmarks.runs import Line, interval, measured, save, settings, write
 from captum_xnn import OneHeatmap
@@ -609,10 +609,10 @@ def list_table(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequen
 
 def picture_of_ranks(ranked: Line, names: Sequence[str]) -> Any:
     """Returns a figure of the mean ranks: a row for each method, a mark for each network, and a line for the mean."""
-    figure, axis = _figure(6.4, 0.28 * len(ranked) + 1.2)
+    figure, (axis,) = figure_of(6.4, 0.28 * len(ranked) + 1.2)
     order = sorted(ranked, key=lambda method: ranked[method]["mean"][0], reverse=True)
     for row, method in enumerate(order):
-        color = "#d55e00" if method in CONTROLS else "#0072b2"
+        color = CONTROL if method in CONTROLS else METHOD
         mean, half = ranked[method]["mean"]
         half = 0.0 if math.isnan(half) else half
         axis.plot([mean - half, mean + half], [row, row], color="0.2", linewidth=5, alpha=0.35, solid_capstyle="butt")
@@ -628,7 +628,7 @@ def picture_of_ranks(ranked: Line, names: Sequence[str]) -> Any:
     return figure
 
 
-NAMED = ("groups", "SRAE", "DRSA", "CRAFT", *rivals.CONTROLS)
+NAMED = ("groups", "SRAE", "DRSA", "CRAFT", "random groups", "uneven random groups", "random encoder")
 
 
 def picture_of_pair(by_network: dict[str, list[Line]], across: str, up: str, named: Sequence[str] = NAMED) -> Any:
@@ -647,11 +647,11 @@ def picture_of_pair(by_network: dict[str, list[Line]], across: str, up: str, nam
         )
         > 1
     }
-    figure, axes = _figure(3.1 * max(len(shown), 1), 3.0, max(len(shown), 1))
-    for axis, (name, found) in zip(axes if len(shown) > 1 else [axes], shown.items(), strict=False):
+    figure, axes = figure_of(3.1 * max(len(shown), 1), 3.0, max(len(shown), 1))
+    for axis, (name, found) in zip(axes, shown.items(), strict=False):
         for method, (x, y) in found.items():
             control = method in CONTROLS
-            color = "#d55e00" if control else "#0072b2" if method in named else "0.6"
+            color = CONTROL if control else METHOD if method in named else OTHER
             axis.plot([x], [y], "s" if control else "o", color=color, markersize=6 if method in named else 4)
             if method in named:
                 axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, color=color)
@@ -667,26 +667,15 @@ def _directed(key: str) -> str:
     return measure.title + {1: " (more is better)", -1: " (less is better)", 0: ""}[measure.better]
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.fonttype"], mpl.rcParams["svg.hashsalt"] = "none", "scoreboard"
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, panels)
-
-
 def draw(by_network: dict[str, list[Line]], ranked: Line, folder: Path) -> None:
     """Writes a picture for each finding: who is ahead, what overlaps, and what removal curves measure."""
     figures = {
         "ranks": picture_of_ranks(ranked, list(by_network)),
-        "overlap": picture_of_pair(by_network, "overlap", "patches"),
+        "overlap": picture_of_pair(by_network, "overlap", "patches", ("groups", "DRSA", "random groups")),
         "removal": picture_of_pair(by_network, "eff", "insertion"),
     }
     for name, figure in figures.items():
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-        save(folder / f"scoreboard_{name}.svg", content.getvalue())
+        save_svg(figure, folder / f"scoreboard_{name}.svg")
 
 
 def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | None) -> None:

@@ -1485,3 +1485,35 @@ def test_the_command_and_the_script_explain_alike(tmp_path):
         assert one["surrogate"] == pytest.approx(other["surrogate"], abs=1e-4) and one["name"] == other["name"]
     line = explain_command.line("all", [(2.0, 1.0), (3.0, 2.0), (4.0, 4.0)])
     assert "command 3.00 (2.00 to 4.00)" in line and "ratio 1.50 (1.00 to 2.00)" in line
+
+
+def test_pictures_show_what_the_tables_say(tmp_path):
+    from benchmarks import pictures
+    from benchmarks.scoreboard import list_table
+
+    head = ["method", "share", "chance"]
+    rows = [["groups", "**0.90 ± 0.10**", "0.25"], ["*random*", "0.30", "0.25 ± 0.01"]]
+    path = tmp_path / "some.inc"
+    path.write_text(list_table(head, [*rows, ["empty", "", ""]]))
+    assert pictures.read_table(path) == (head, [*rows, ["empty", "", ""]])
+    found = pictures.dots(path, "share", chance=True)
+    assert found == [("groups", 0.9, 0.1, False, 0.25), ("random", 0.3, 0.0, True, 0.25)]
+    assert pictures.dots(path, "share", ["random"]) == [("random", 0.3, 0.0, True, None)]
+    (axis,) = pictures.dot_plot({"some": found}, "share", mark=0.5).axes
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
+    assert [x for x, _ in lines] == [[0.8, 1.0], [0.9], [0.25], [0.3, 0.3], [0.3], [0.25], [0.5, 0.5]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["random", "groups"]
+    assert lines[1][1] == [1] and lines[4][1] == [0]  # the first row is the highest
+
+
+def test_pictures_of_the_docs_can_be_drawn(tmp_path):
+    from benchmarks import pictures
+
+    given = argparse.Namespace(tables=ROOT / "docs" / "tables", pictures=tmp_path)
+    pictures.main(given)
+    names = {"evaluation_selectivity", "evaluation_pairs", "evaluation_parts"}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    text = (tmp_path / "evaluation_pairs.svg").read_text()
+    assert "groups" in text and "trained" in text
+    pictures.main(given)
+    assert (tmp_path / "evaluation_pairs.svg").read_text() == text
