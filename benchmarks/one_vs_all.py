@@ -173,18 +173,28 @@ def divided(of: Problem, form: ContributionGroups, Z: Tensor, y_hat: Tensor) -> 
     return torch.cat(E), torch.cat(bias)
 
 
-def measure_groups(of: Problem) -> Line:
-    """Returns all figures of the default form on one class. Its maps are those of its default backend.
+def fitted_groups(of: Problem) -> XNNAttribution:
+    """Returns the default form, learned from the training images of a class and of others."""
+    data = Activations(*of.train, of.layer, source=Source(of.train_images, image_of))
+    return XNNAttribution(of.model, of.layer, N_FEATURES).fit(data, of.label, progress=False)
+
+
+def maps_of_groups(xnn: XNNAttribution, images: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """Returns the maps (N, K, H, W) of the default backend and the contributions (N, K) of the default form.
 
     Maps are turned to the side that the x-feature is on, without what speaks against it.
     """
+    why = xnn.explain(images, label, internal_batch_size=20)
+    return why.directed_maps().sum(2).clamp(min=0), why.contributions
+
+
+def measure_groups(of: Problem) -> Line:
+    """Returns all figures of the default form on one class."""
     begin = time.perf_counter()
-    data = Activations(*of.train, of.layer, source=Source(of.train_images, image_of))
-    xnn = XNNAttribution(of.model, of.layer, N_FEATURES).fit(data, of.label, progress=False)
+    xnn = fitted_groups(of)
     learned = time.perf_counter() - begin
     form: Any = xnn.explainer(of.label).form
-    why = xnn.explain(of.images, of.label, internal_batch_size=20)
-    maps = why.directed_maps().sum(2).clamp(min=0)
+    maps, contributions = maps_of_groups(xnn, of.images, of.label)
     figures = []
     for Z, y_hat in (of.train, of.test):
         if len(Z):
@@ -200,9 +210,9 @@ def measure_groups(of: Problem) -> Line:
         "test": test,
         "f_cls_train": f_cls_train,
         "f_cls": f_cls,
-        **locations(maps, of.parts(maps), why.contributions),
-        "eff": effective(why.contributions),
-        "contributions": [round(c, 3) for c in why.contributions.mean(0).tolist()],
+        **locations(maps, of.parts(maps), contributions),
+        "eff": effective(contributions),
+        "contributions": [round(c, 3) for c in contributions.mean(0).tolist()],
         "empty_maps": float((maps.flatten(2).sum(2) == 0).double().mean()),
         "seconds": time.perf_counter() - begin,
         "seconds_fit": learned,

@@ -256,8 +256,15 @@ def test_keep_top_on_small_pictures(few):
     for line in found.values():  # with all pixels kept, the network sees the image as it is
         assert line["1024"] == line["original"] == 1 and line["images"] == 2
     advantage = keep_top.advantages([{"maps": k, "class": 1, "seed": 0, **line} for k, line in found.items()], [64])
-    assert [a["over"] for a in advantage] == ["1-Heatmap", "random"]
-    assert advantage[1]["64"] == found["x-features"]["64"] - found["random"]["64"]
+    pairs = [
+        ("groups", "SRAE"),
+        ("groups", "1-Heatmap"),
+        ("groups", "random"),
+        ("SRAE", "1-Heatmap"),
+        ("SRAE", "random"),
+    ]
+    assert [a["over"] for a in advantage] == [f"{one} less {other}" for one, other in pairs]
+    assert [a["64"] for a in advantage] == [found[one]["64"] - found[other]["64"] for one, other in pairs]
 
 
 def test_lasso_on_small_pictures(few):
