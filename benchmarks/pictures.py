@@ -88,7 +88,7 @@ def dot_plot(panels: dict[str, list[Dot]], label: str, *, least: float | None = 
         for dot in found:
             color, y = CONTROL if dot.control else METHOD, rows.index(dot.name)
             axis.plot([dot.value - dot.half, dot.value + dot.half], [y, y], color=color, linewidth=4, alpha=0.3)
-            axis.plot([dot.value], [y], "s" if dot.control else "o", color=color, markersize=6)
+            axis.plot([dot.value], [y], "s" if dot.control else "o", color=color, markersize=6, clip_on=False)
             if dot.chance is not None:
                 axis.plot([dot.chance], [y], "D", color="0.3", markersize=5, fillstyle="none")
         if mark is not None:
@@ -114,7 +114,12 @@ def pictures(tables: Path) -> dict[str, Any]:
         title: dots(tables / "part_effects.inc", column)
         for title, column in {"over the parts of a bird": "SD", "within each part, over birds": "within"}.items()
     }
+    unexplained = {
+        title: dots(tables / f"scoreboard_{name}.inc", "F_reg")
+        for title, name in {"FunnyBirds": "funnybirds", "birds": "birds"}.items()
+    }
     return {
+        "evaluation_unexplained": dot_plot(unexplained, "F_reg, in logits"),
         "evaluation_selectivity": dot_plot({"FunnyBirds": [*parts, *limits]}, "selectivity", mark=twice),
         "evaluation_pairs": dot_plot(shares, "share of the part's own x-feature"),
         "evaluation_parts": dot_plot(effects, "rank correlation with the true effect", least=None),

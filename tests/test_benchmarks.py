@@ -1518,7 +1518,7 @@ def test_pictures_of_the_docs_can_be_drawn(tmp_path):
 
     given = argparse.Namespace(tables=ROOT / "docs" / "tables", pictures=tmp_path)
     pictures.main(given)
-    names = {"evaluation_selectivity", "evaluation_pairs", "evaluation_parts"}
+    names = {f"evaluation_{name}" for name in ("unexplained", "selectivity", "pairs", "parts")}
     assert {path.stem for path in tmp_path.iterdir()} == names
     text = (tmp_path / "evaluation_pairs.svg").read_text()
     assert "groups" in text and "trained" in text
