@@ -3,6 +3,7 @@
 Every network, class, method and seed is a line of OUT/results.jsonl, and a run with the same OUT resumes where the last
 one stopped. Printed, and written to OUT as Markdown, JSON and one list-table for each network, are means over classes
 and seeds with their 95 % confidence intervals, the best mean of the methods in bold, and a table of mean ranks.
+Its column *behind groups* is a method's mean rank less that of the default form, in pairs of the same class and seed.
 Controls are in italics. They take part in the ranks, because a method that is not ahead of them has achieved nothing.
 A cell that cannot be asked is empty, and the reason is below the table.
 
@@ -561,6 +562,24 @@ def _known(lines: Sequence[Line], key: str) -> list[float]:
     return list({line["seed"]: line[key] for line in lines if _is_number(line.get(key))}.values())
 
 
+def _over_networks(each: Iterable[tuple[float, float]]) -> list[float]:
+    """Returns the mean of some networks' means, each counting alike, and half the width of its interval."""
+    each = list(each)
+    known = [half**2 for _, half in each if not math.isnan(half)]
+    mean = math.fsum(value for value, _ in each) / len(each)
+    return [mean, math.sqrt(math.fsum(known)) / len(each) if known else math.nan]
+
+
+def behind(of: dict[str, list[Line]], default: dict[str, list[Line]]) -> list[float] | None:
+    """Returns how much larger a method's mean rank is than the default's, in pairs of the same class and seed."""
+    each = []
+    for name, lines in of.items():
+        by = {(line["class"], line["seed"]): line["mean"] for line in default.get(name, [])}
+        pairs = [line["mean"] - by[job] for line in lines if (job := (line["class"], line["seed"])) in by]
+        each += [interval(pairs)] if pairs else []
+    return _over_networks(each) if each else None
+
+
 def rank_cells(by_network: dict[str, list[Line]]) -> tuple[list[str], list[list[str]], Line]:
     """Returns the head and the rows of the table of mean ranks, best first, and its figures."""
     found: Line = {}
@@ -573,10 +592,8 @@ def rank_cells(by_network: dict[str, list[Line]]) -> tuple[list[str], list[list[
         figures[method] = {"asked": sum(max(line["asked"] for line in own) for own in of.values())}
         for kind in RANKED:
             each = {name: interval(line[kind] for line in of[name]) for name in of}
-            mean = math.fsum(value for value, _ in each.values()) / len(each)
-            known = [h**2 for _, h in each.values() if not math.isnan(h)]
-            half = math.sqrt(math.fsum(known)) / len(each) if known else math.nan
-            figures[method] |= {kind: [mean, half], f"{kind} of networks": each}
+            figures[method] |= {kind: _over_networks(each.values()), f"{kind} of networks": each}
+        figures[method]["behind"] = behind(of, found.get("groups", {})) if method != "groups" else None
     rows = []
     for method in sorted(figures, key=lambda method: (method in CONTROLS, figures[method]["mean"][0])):
         of = figures[method]
@@ -584,10 +601,11 @@ def rank_cells(by_network: dict[str, list[Line]]) -> tuple[list[str], list[list[
         row = [
             f"*{method}*" if method in CONTROLS else method,
             _shown(*of["mean"]),
+            _shown(*of["behind"]) if of["behind"] else "",
             *(each.get(name, "") for name in by_network),
         ]
         rows.append([*row, _shown(*of["all"]), str(of["asked"])])
-    return ["method", "mean rank", *by_network, "by all measures", "asked"], rows, figures
+    return ["method", "mean rank", "behind groups", *by_network, "by all measures", "asked"], rows, figures
 
 
 def _shown(value: float, half: float) -> str:

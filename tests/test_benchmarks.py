@@ -1396,6 +1396,14 @@ def test_ranks_share_ties_and_leave_out_what_was_not_asked():
     assert [found[name]["mean"] for name in ("PRCA", "CRAFT", "random groups")] == [2.25, 4, 1]
     order = [row[0] for row in scoreboard.rank_cells({"net": lines})[1]]
     assert order == ["PRCA", "groups", "CRAFT", "*random groups*"]
+    second = [{**line, "class": 2, "patches": line.get("patches", 0.6)} for line in lines]  # CRAFT is asked: 4 and 3
+    head, rows, figures = scoreboard.rank_cells({"net": [*lines, *second], "other": lines})
+    behind = dict(zip([row[0] for row in rows], [row[head.index("behind groups")] for row in rows], strict=True))
+    assert [figures[name]["behind"][0] for name in ("PRCA", "CRAFT")] == [(-0.75 + -0.5) / 2, (0.75 + 1.25) / 2]
+    # classes of "net" are behind by -0.5 and -1, and by 1.25 and 0.25; the interval is that of two values, by t
+    assert figures["PRCA"]["behind"][1] == pytest.approx(12.706 * 0.25 / 2, rel=1e-4)
+    assert behind["groups"] == "" and behind["CRAFT"] == "1.0 ± 3.2"
+    assert scoreboard.rank_cells({"net": lines[1:]})[2]["PRCA"]["behind"] is None
     head, rows, _ = scoreboard.cells(lines)
     assert head == ["method", "F_reg", "patches"]
     assert rows[0] == ["groups", "**0.100**", "0.50"] and rows[1] == ["PRCA", "**0.100**", "**0.70**"]
