@@ -36,17 +36,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import rivals, scoreboard, synthetic
+from benchmarks import changed_parts, rivals, scoreboard, synthetic
+from benchmarks.changed_parts import Pairs
 from benchmarks.funnybirds import Read
 from benchmarks.one_vs_all import effective
 from benchmarks.rivals import Fit, slopes_of
 from benchmarks.runs import Column, Line, interval, measured, save, settings, summary, table, write
-from captum_xnn.activations import collect
 from captum_xnn.metrics import selectivity
-from captum_xnn.metrics._removal import pair_share
 
 METHODS = ("groups", "DRSA", "SRAE", "NN", "random groups")
-MEMBERS, CLASSES = 60, (0, 2, 3, 5)
+CLASSES = (0, 2, 3, 5)
 COLUMNS = (
     Column("share", "share", 2),
     Column("share_by_chance", "chance", 2),
@@ -60,54 +59,30 @@ COLUMNS = (
 )
 
 
-class Pairs(NamedTuple):
-    """Images of one class, each with one part after the other changed."""
+class Case(NamedTuple):
+    """What methods learn from, and the pairs to judge them by."""
 
     read: Read
-    """What methods learn from."""
-    Z: Tensor
-    """Activations of the images, (n, D)."""
-    changed: Tensor
-    """Activations with each part changed, (n, P, D)."""
-    differs: Tensor
-    """Which pairs differ, boolean, (n, P): an invisible part cannot change."""
-    counts: Tensor
-    """Which parts are reasons of the class, boolean, (P,)."""
+    pairs: Pairs
 
 
-def of_figures(name: str, examples: int, seed: int, label: int) -> Pairs | None:
+def of_figures(name: str, examples: int, seed: int, label: int) -> Case:
     """Returns figures of a class with another look of each part."""
-    of = synthetic.explained(name, examples, 2000, seed, 6)
-    figures, nothing = of.test.figures, _nothing()
-    rows = ((figures.labels == label) & (of.test.y_hat.argmax(1) == label)).nonzero()[:MEMBERS, 0]
-    parts = range(len(figures.PARTS))
-    changed = torch.stack(
-        [collect(of.model, of.layer, figures.changed(p, seed=p).images[rows]).Z[:].flatten(1) for p in parts], 1
-    )
+    of, nothing = synthetic.explained(name, examples, 2000, seed, 6), _nothing()
     train, test = ((seen.Z.flatten(1), seen.y_hat) for seen in (of.train, of.test))
-    images = figures.images[rows]
     read = Read(
-        of.model, of.layer, "", train, train[1].argmax(1), test, figures.labels,
-        nothing, nothing, lambda some: images[some], nothing, of.train.figures.images,
+        of.model, of.layer, "", train, train[1].argmax(1), test, of.test.figures.labels,
+        nothing, nothing, lambda rows: of.test.figures.images[rows], nothing, of.train.figures.images,
     )  # fmt: skip
-    counts = torch.zeros(len(parts), dtype=torch.bool)
-    counts[figures.reason_parts(label)] = True
-    return Pairs(read, test[0][rows], changed, figures.looks[rows] >= 0, counts)
+    return Case(read, changed_parts.of_figures(of, label))
 
 
-def of_funnybirds(network: scoreboard.Network, label: int) -> Pairs | None:
-    """Returns birds of a class without each part; None if the network tells no bird of the class right."""
+def of_funnybirds(network: scoreboard.Network, label: int) -> Case | None:
+    """Returns birds of a class without each part; None if the network tells fewer than two birds of it right."""
     problem = network.of(label)
-    if problem is None or problem.taken is None or len(problem.Z) < 2:
+    if problem is None or problem.pairs is None or not problem.pairs.enough:
         return None
-    changed = problem.taken[0]
-    return Pairs(
-        problem.read,
-        problem.Z,
-        changed,
-        torch.ones(changed.shape[:2], dtype=torch.bool),
-        torch.ones(changed.shape[1], dtype=torch.bool),
-    )
+    return Case(problem.read, problem.pairs)
 
 
 def _nothing() -> Any:
@@ -115,41 +90,35 @@ def _nothing() -> Any:
 
 
 @torch.no_grad()
-def judged(of: Pairs, contributions: Callable[[Tensor, Tensor], Tensor], fit: Fit) -> Line:
+def judged(pairs: Pairs, contributions: Callable[[Tensor, Tensor], Tensor], fit: Fit) -> Line:
     """Returns all figures of an explanation."""
-
-    def values(Z: Tensor) -> Tensor:
-        return contributions(Z.float(), slopes_of(fit.rest, Z.float(), fit.base))
-
-    E = values(of.Z)
-    changes = E[:, None] - values(of.changed.flatten(0, 1)).reshape(*of.changed.shape[:2], -1)
-    changes = torch.where(of.differs[:, :, None], changes, 0)  # (n, P, K)
-    pairs, parts = of.differs.nonzero().T
-    own = of.counts[parts]
-    each = [changes[pairs[own], parts[own]], changes[pairs[~own], parts[~own]]]
-    found, by = pair_share(each[0], parts[own], seed=fit.seed), selectivity(changes.transpose(1, 2))
-    moved = [float(some.abs().sum(1).mean()) for some in each]
+    Z = pairs.every
+    E = contributions(Z, slopes_of(fit.rest, Z, fit.base))
+    changes = pairs.changes(E)
+    found, by = pairs.share(changes, fit.seed), selectivity(changes.transpose(1, 2))
+    own = pairs.differs & pairs.counts
+    moved = [float(changes[some].abs().sum(1).mean()) for some in (own, pairs.differs & ~pairs.counts)]
     return found._asdict() | {
         "selectivity": by.share,
         "whole": by.whole,
         "movement": by.movement,
         "idle": moved[1] / moved[0],
-        "eff": effective(E),
+        "eff": effective(E[: len(pairs.Z)]),
         "pairs": int(own.sum()),
     }
 
 
-def measure(of: Callable[[str, int, int], Pairs | None], job: Line) -> Line:
+def measure(of: Callable[[str, int, int], Case | None], job: Line) -> Line:
     """Returns all figures of one method on one class; none if there are no pairs, or the method cannot explain it."""
-    pairs = of(job["network"], job["seed"], job["class"])
-    if pairs is None:
+    case = of(job["network"], job["seed"], job["class"])
+    if case is None:
         return {"pairs": 0}
-    fit = Fit(pairs.read, job["class"], job["seed"], pairs.read.train[0].float().mean(0))
+    fit = Fit(case.read, job["class"], job["seed"], case.read.train[0].float().mean(0))
     try:
         made = (rivals.METHODS | rivals.CONTROLS)[job["method"]](fit)
     except ValueError as error:
         return {"pairs": 0, "failed": str(error)}
-    return judged(pairs, made.contributions, fit)
+    return judged(case.pairs, made.contributions, fit)
 
 
 def rows_of(lines: list[Line]) -> str:
@@ -185,7 +154,7 @@ def main(given: argparse.Namespace) -> None:
         classes["FunnyBirds"] = tuple(birds.classes)
 
     @lru_cache(maxsize=1)
-    def pairs(network: str, seed: int, label: int) -> Pairs | None:
+    def case(network: str, seed: int, label: int) -> Case | None:
         if network == "FunnyBirds":
             assert birds is not None
             return of_funnybirds(birds, label)
@@ -198,7 +167,7 @@ def main(given: argparse.Namespace) -> None:
         for label in labels
         for method in given.methods
     ]
-    lines = measured(given.out, jobs, partial(measure, pairs), title="methods and classes", under=settings(given))
+    lines = measured(given.out, jobs, partial(measure, case), title="methods and classes", under=settings(given))
     texts, figures = [], {}
     for network in classes:
         own = [line for line in lines if line["network"] == network and line["pairs"]]

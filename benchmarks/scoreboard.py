@@ -15,6 +15,7 @@ O1          overlap of what different x-features lose when a patch is covered, w
 overlap     the same as a share of what it would be if x-features of these contributions lost by the same patches; 1 is
             no division at all
 found       drawn figures: share of reasons that one x-feature tells (AUROC at least 0.9), and others at most 0.7 of it
+share       FunnyBirds and figures: share of what changes with one part that the part's own x-feature carries
 selectivity FunnyBirds: share of the part that moves an x-feature most, of the movement by all parts
 SD          FunnyBirds: rank correlation over a bird's parts of the drop of the logit with the mass of all maps
 within      FunnyBirds: the same over all birds within each part, mean over parts, over all classes together
@@ -62,7 +63,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from benchmarks import birds, funnybirds, places, rivals, synthetic
+from benchmarks import birds, changed_parts, funnybirds, places, rivals, synthetic
+from benchmarks.changed_parts import Pairs
 from benchmarks.funnybirds import GRID, Form, Read, gradient_maps, mass, spatial
 from benchmarks.one_vs_all import effective, in_batches
 from benchmarks.pictures import CONTROL, METHOD, OTHER, figure_of, save_svg
@@ -108,6 +110,7 @@ MEASURES = {
     "o1": Measure("O1 of drops", -1),
     "overlap": Measure("overlap", -1),
     "found": Measure("found", 1),
+    "share": Measure("share", 1),
     "selectivity": Measure("selectivity", 1, 3),
     "sd": Measure("SD", 1),
     "within": Measure("within", 1),
@@ -132,7 +135,7 @@ REASONS = {
     **{(name, key): NO_FEATURES for name in MAPS_ALONE for key in MEASURES},
     **{
         ("whole output", key): SINGLE
-        for key in ("identified", "o1", "overlap", "found", "deletion", "insertion", "halves", "eff")
+        for key in ("identified", "o1", "overlap", "found", "share", "deletion", "insertion", "halves", "eff")
     },
 }
 
@@ -157,6 +160,8 @@ class Problem(NamedTuple):
     """Activations (n, P, D) and logits (n, P) without each part, and the parts' pixels (n, P, H, W)."""
     free: tuple[Tensor, Tensor] | None = None
     """Activations of figures of independent looks, and which reasons they show (M, R)."""
+    pairs: Pairs | None = None
+    """Images that differ in one part."""
 
     @property
     def base(self) -> Tensor:
@@ -185,6 +190,7 @@ class Slopes(NamedTuple):
     covered: tuple[Tensor, Tensor]
     taken: tuple[Tensor, Tensor] | None
     free: tuple[Tensor, Tensor] | None
+    pairs: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, problem: Problem) -> Slopes:
@@ -199,6 +205,7 @@ class Slopes(NamedTuple):
             both(problem.covered.flatten(0, 1)),
             both(None if problem.taken is None else problem.taken[0].flatten(0, 1)),
             both(None if problem.free is None else problem.free[0]),
+            both(None if problem.pairs is None else problem.pairs.every),
         )
 
 
@@ -239,6 +246,10 @@ def judged(of: Problem, made: Explained, by: Slopes, seed: int) -> Line:
             _, own, others = synthetic.matched_auroc(made.contributions(*by.free), of.free[1])
         line["found"] = float(((own >= synthetic.FOUND) & (others <= synthetic.CONFUSED)).double().mean())
         line["auroc"], line["auroc_others"] = float(own.mean()), float(others.mean())
+    if of.pairs is not None and of.pairs.enough and by.pairs is not None and E.shape[1] > 1:
+        with torch.no_grad():
+            changes = of.pairs.changes(made.contributions(*by.pairs))
+        line["share"] = of.pairs.share(changes, seed).share
     return line | placed(of, maps.sum(1), maps * torch.where(E < 0, -1, 1)[:, :, None, None], E)
 
 
@@ -328,7 +339,9 @@ def of_funnybirds(root: Path, file: Path, count: int, out: Path) -> Network:
             return None
         taken = of.taken[0][rows], of.taken[1][rows, :, label], of.masks(rows.tolist())
         images = of.images(rows.tolist())
-        return Problem(of, label, images, of.test[0][rows], of.test[1][rows, label], of.covered[rows], None, taken)
+        Z, y = of.test[0][rows], of.test[1][rows, label]
+        pairs = changed_parts.of_birds(Z, taken[0])
+        return Problem(of, label, images, Z, y, of.covered[rows], taken=taken, pairs=pairs)
 
     return Network("FunnyBirds", birds.some_classes(of.labels, count), problem)
 
@@ -414,6 +427,7 @@ def of_figures(examples: int, count: int) -> Network:
         return _problem(
             of.model, of.layer, label, of.train[1:], of.test[1:], of.test.figures.images[members],
             of.train.figures.images, free=(of.free.Z.flatten(1), of.free.figures.shown_reasons(label)),
+            pairs=changed_parts.of_figures(of, label),
         )  # fmt: skip
 
     return Network("figures", [0, 2, 3, 5][:count], problem)

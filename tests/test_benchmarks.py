@@ -1206,7 +1206,7 @@ def untrained(digits, seed):
 @pytest.fixture
 def two_problems(two_parts, monkeypatch):
     """The classes of pictures of two squares, with their parts, as the scoreboard takes them."""
-    from benchmarks import one_vs_all, rivals, scoreboard
+    from benchmarks import changed_parts, one_vs_all, rivals, scoreboard
     from captum_xnn.training import Recipe
 
     monkeypatch.setattr(rivals, "N_FEATURES", 3)
@@ -1224,7 +1224,8 @@ def two_problems(two_parts, monkeypatch):
         def places(maps):
             return torch.einsum("nkhw,nphw->nkp", maps.double(), masks.double())
 
-        return scoreboard.Problem(two_parts, label, images, Z, y, covered, places, taken)
+        pairs = changed_parts.of_birds(Z, taken[0])
+        return scoreboard.Problem(two_parts, label, images, Z, y, covered, places, taken, pairs=pairs)
 
     return problem
 
@@ -1236,15 +1237,17 @@ def test_pairs_of_two_parts_find_groups_of_one_part_each(two_problems):
     from benchmarks import pairs, rivals, scoreboard
 
     network = scoreboard.Network("FunnyBirds", [1], two_problems)
-    of = pairs.of_funnybirds(network, 1)
+    case = pairs.of_funnybirds(network, 1)
+    of = case.pairs
     job = {"network": "FunnyBirds", "class": 1, "seed": 0}
-    found = {m: pairs.measure(lambda *_: of, {**job, "method": m}) for m in ("groups", "whole output", "random groups")}
+    methods = ("groups", "whole output", "random groups")
+    found = {m: pairs.measure(lambda *_: case, {**job, "method": m}) for m in methods}
     assert found["whole output"]["share"] == pytest.approx(0.5) and found["whole output"]["movement"] == pytest.approx(
         1
     )
     assert all(0 <= line[key] <= 1 for line in found.values() for key in ("share", "most", "selectivity"))
     # A reading of the first part's own change is an explanation that only the matching x-feature moves in.
-    fit = rivals.Fit(of.read, 1, 0, of.read.train[0].float().mean(0))
+    fit = rivals.Fit(case.read, 1, 0, case.read.train[0].float().mean(0))
     first = (of.changed[:, 0] - of.Z).abs().sum(1)
     assert bool((first > 0).all())
 
@@ -1253,6 +1256,14 @@ def test_pairs_of_two_parts_find_groups_of_one_part_each(two_problems):
         return torch.stack([(~w).float() for w in without], 1)
 
     line = pairs.judged(of, by_hand, fit)
+    one = of._replace(Z=of.Z[:1], changed=of.changed[:1], differs=of.differs[:1])
+    assert of.enough and not one.enough
+    problem = two_problems(1)
+    by = scoreboard.Slopes.of(problem)
+    for method in ("random groups", "groups"):  # the scoreboard asks the same
+        line_there = scoreboard.measure(problem, by, {**job, "method": method}, False)
+        assert line_there["share"] == pytest.approx(found[method]["share"])
+    assert "share" not in scoreboard.measure(problem._replace(pairs=one), by, {**job, "method": "groups"}, False)
     assert line["share"] == line["most"] == line["selectivity"] == 1 and line["share_by_chance"] < 0.9
     assert pairs.measure(lambda *_: None, {**job, "method": "groups"}) == {"pairs": 0}
 
@@ -1270,7 +1281,7 @@ def test_pairs_of_figures_run_and_resume(tmp_path):
         tables=None,
         out=tmp_path,
     )
-    of = pairs.of_figures("exact", 300, 0, 0)
+    of = pairs.of_figures("exact", 300, 0, 0).pairs
     # The layer by hand has a neuron for each look of each part: a pair moves two of one part, and reasons are the
     # parts of the class.
     moved = (of.changed - of.Z[:, None]).abs().reshape(len(of.Z), 6, 6, 4).sum(3)
