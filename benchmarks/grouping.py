@@ -117,10 +117,10 @@ def by_chance(seen: Seen) -> Tensor:
 
 
 WAYS: dict[str, Way] = {
-    "as it is (ridge 2, hardened)": with_ridge(2.0),
+    "as it is (ridge 1, hardened)": with_ridge(1.0),
     "patches alike by contributions": by_drops_of_contributions,
     "ridge 0.1": with_ridge(0.1),
-    "ridge 1": with_ridge(1.0),
+    "ridge 2": with_ridge(2.0),
     "ridge 4": with_ridge(4.0),
     "ridge 10": with_ridge(10.0),
     "not hardened": soft,

@@ -116,7 +116,7 @@ class ContributionGroups(nn.Module):
         strongest: int = 3,
         positives: int = 30,
         others: int = 200,
-        ridge: float = 2.0,
+        ridge: float = 1.0,
         balance: float = 0.0,
         intervals: int = 8,
         most: int = 512,

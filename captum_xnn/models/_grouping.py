@@ -87,7 +87,7 @@ def learn_groups(
     covers: Sequence[Drops],
     K: int,
     *,
-    ridge: float = 2.0,
+    ridge: float = 1.0,
     balance: float = 0.0,
 ) -> Tensor:
     """Compute groups (D, K') of at most K x-features; each row sums to 1.
@@ -169,7 +169,7 @@ def patch_clusters(V: Tensor, m: Tensor, K: int, *, balance: float = 0.0) -> Ten
     return _clustered(embedding, weight, K, balance=balance)
 
 
-def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = 2.0) -> Tensor:
+def regressed(X: Tensor, m: Tensor, label: Tensor, K: int, ridge: float = 1.0) -> Tensor:
     """Compute groups (D, K) by ridge regression: a patch's drop is assigned to the x-feature of its cluster.
 
     Args:
