@@ -35,7 +35,7 @@ from captum_xnn.explanation import Contributions, Explanation, middle_cut
 from captum_xnn.heatmaps._excitation_maps import ExcitationMaps
 from captum_xnn.heatmaps._feature_maps import EarlierCalls, Explained, FeatureMaps, backend_of
 from captum_xnn.heatmaps._from_captum import as_heatmap
-from captum_xnn.heatmaps._gradient_maps import GradientMaps
+from captum_xnn.heatmaps._group_maps import ContributionMaps
 from captum_xnn.heatmaps._heatmap import DefaultMaps, Heatmap
 from captum_xnn.heatmaps._numbers import Examples
 from captum_xnn.heatmaps._output_maps import OutputMaps
@@ -69,9 +69,11 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         layer: The layer to explain, by dotted name or as a module. Its **output** is Z. A learned form with few
             x-features is more faithful at a layer closer to the model's output.
         n_features: Number of x-features K for each explainer.
-        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default is gradient x
-            activation (:class:`~captum_xnn.heatmaps.GradientMaps`) for groups of contributions, and contrastive
-            excitation backprop (:class:`~captum_xnn.heatmaps.ExcitationMaps`) for learned networks.
+        heatmap: A Captum class, or a backend such as ``FromCaptum(DeepLift, baselines=...)``. The default for groups of
+            contributions shows the contribution of each place of the layer
+            (:class:`~captum_xnn.heatmaps.ContributionMaps`), or gradient x activation at feature maps before it. The
+            default for learned networks is contrastive excitation backprop
+            (:class:`~captum_xnn.heatmaps.ExcitationMaps`).
         autoencoder: Makes the explanation network from ``(shape of Z, n_features, n_outputs=...)``. The default is
             :class:`~captum_xnn.models.ContributionGroups`, an exact form. Others are ``SRAE``, the paper's learned
             form, ``functools.partial(ConvSRAE, hidden=(64,), pool=3)``, and the :mod:`~captum_xnn.models.baselines`.
@@ -673,5 +675,5 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
 def _backends(heatmap: type[Attribution] | Heatmap | DefaultMaps | None) -> Heatmap | DefaultMaps:
     """Turn the argument ``heatmap=`` into one backend for all forms, or into the default ones."""
     if heatmap is None:
-        return DefaultMaps(GradientMaps(), ExcitationMaps())
+        return DefaultMaps(ContributionMaps(), ExcitationMaps())
     return heatmap if isinstance(heatmap, DefaultMaps) else as_heatmap(heatmap)

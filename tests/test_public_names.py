@@ -28,7 +28,7 @@ NAMES = {
         "ModelMismatchError NamesFileError NotFittedError StoreError UnsupportedOperationError"
     ),
     "excitation_bp": "ExcitationBP LayerExcitationBP NeuronExcitationBP",
-    "heatmaps": "ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap",
+    "heatmaps": "ContributionMaps ExcitationMaps FromCaptum GradientMaps Heatmap OneHeatmap",
     "layers": "EveryCall",
     "metrics": (
         "classification_faithfulness deletion drop_orthogonality effective_number insertion keep_top_accuracy locality "

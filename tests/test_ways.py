@@ -41,7 +41,7 @@ ATTRIBUTE = {
     "models/_contribution_groups",
     "heatmaps/_feature_maps",
     "heatmaps/_network",
-    "heatmaps/_gradient_maps",
+    "heatmaps/_group_maps",
     "heatmaps/_layouts",
 }
 EXPLAIN = ATTRIBUTE | {"explanation"}

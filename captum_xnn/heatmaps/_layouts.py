@@ -72,6 +72,21 @@ class Image(NamedTuple):
             maps = one.reshape(*maps.shape[:2], *one.shape[1:])
         return of_dtype(maps, self.values)
 
+    def spread(self, cells: Tensor) -> Tensor:
+        """Enlarge cells (N, K, h, w) to the size of the image, and keep their sums; (N, K, 1, H, W) in its dtype.
+
+        Bilinear interpolation counts a cell as often as its weights in all pixels sum to. Each cell is divided by that.
+
+        Args:
+            cells: Values of the cells of an image.
+        """
+        H, W = self.first.shape[2:]
+        for at, size in ((2, H), (3, W)):
+            one = torch.eye(cells.shape[at], dtype=cells.dtype, device=cells.device)[:, None]
+            counted = F.interpolate(one, size, mode="linear", align_corners=False).sum((1, 2))
+            cells = cells / counted.reshape([-1 if d == at else 1 for d in range(4)])
+        return self.enlarged(cells[:, :, None])
+
     def _resized(self, maps: Tensor) -> Tensor:
         """Enlarge maps (R, 1, ...) to the image, and move the one channel to where the image has its channels."""
         size = self.first.shape[2:]

@@ -1,0 +1,176 @@
+"""Maps of contributions by place: their pixels sum to the contribution, and their cells are those of the integral."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from test_contribution_network import Residual, everything, fitted
+from torch import nn
+
+from captum_xnn import SRAE, Recipe, XNNAttribution
+from captum_xnn.heatmaps import ContributionMaps, GradientMaps
+from captum_xnn.heatmaps._layouts import Image
+
+
+def cnn(stride=1, padding=1, channels=1, dtype=torch.float32):
+    """A network whose layer "1" has feature maps; behind it come a ReLU, a pooling and a dense layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, stride, padding), nn.Tanh(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(2),
+        nn.Flatten(), nn.Linear(32, 3),
+    ).to(dtype)  # fmt: skip
+
+
+class Permuted(nn.Module):
+    """Puts the channels of images (N, H, W, C) first."""
+
+    def forward(self, x):
+        return x.movedim(-1, 1)
+
+
+class Container(nn.Module):
+    """The explained block ends with a ReLU, whose maps are the block's."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(4, 5, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.head(self.block(x))
+
+
+MODELS = {
+    "pixels as cells": (cnn, "1", (1, 9, 9)),
+    "cells of 2 x 2 pixels": (partial(cnn, 2), "1", (1, 12, 12)),
+    "cells of no whole pixels": (partial(cnn, 2, 0), "1", (1, 14, 11)),
+    "double precision": (partial(cnn, 2, dtype=torch.float64), "1", (1, 13, 12)),
+    "three channels": (partial(cnn, channels=3), "1", (3, 9, 9)),
+    "a way around the layer": (Residual, "inner", (1, 9, 9)),
+    "a container": (Container, "block", (1, 13, 13)),
+    "images with channels last": (lambda: nn.Sequential(Permuted(), *cnn(channels=2)), "2", (9, 9, 2)),
+}
+
+
+def explained(name, n=5, **options):
+    make, layer, shape = MODELS[name]
+    torch.manual_seed(1)
+    model = make().eval()
+    dtype = next(model.parameters()).dtype
+    data = torch.randn(40, *shape, dtype=dtype)
+    return fitted(model, layer, data, 1, **options), data[:n]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_the_pixels_of_a_map_sum_to_the_contribution(name, chunk):
+    xnn, x = explained(name)
+    for _ in range(2):  # the second call draws from a pass of its own
+        why = xnn.explain(x, 1, internal_batch_size=chunk)
+        assert why.maps.dtype == x.dtype and why.contributions.abs().sum() > 0.01
+        torch.testing.assert_close(
+            why.maps.sum((2, 3, 4)).to(why.contributions), why.contributions, rtol=1e-4, atol=1e-5
+        )
+    one = xnn.attribute(x, 1, feature=0)
+    assert one.shape == x.shape
+    torch.testing.assert_close(one.sum((1, 2, 3)).to(why.contributions), why.contributions[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_cells_are_the_terms_of_the_integral():
+    """Written again with loops: the path integral by many small steps, place by place."""
+    xnn, x = explained("pixels as cells", 2)
+    form, model = xnn.explainer(1).form, xnn.model
+    Z, base = model[:2](x), form.base.expand_as(model[:2](x[:1]))
+    slopes, steps = torch.zeros_like(Z), 2000
+    for i in range(steps):
+        at = (base + (i + 0.5) / steps * (Z - base)).detach().requires_grad_()
+        slopes += torch.autograd.grad(model[2:](at)[:, 1].sum(), at)[0] / steps
+    found = xnn.attribute(x, 1)
+    for k in range(form.n_features):
+        expected = torch.zeros(2, 9, 9)
+        for d in range(6):
+            expected += form.groups[d, k] * slopes[:, d] * (Z - base)[:, d]
+        torch.testing.assert_close(
+            found[:, k, 0], expected.detach(), rtol=0.02, atol=0.01 * float(expected.detach().abs().max())
+        )
+
+
+def test_a_place_that_stays_at_the_base_has_no_part_in_the_map():
+    """Where all inputs are equal, Z is its mean over the data, the base, and the map is 0 there."""
+    torch.manual_seed(0)
+    model, x = cnn(), torch.randn(40, 1, 9, 9)
+    x[:, :, :, 5:] = 0.0
+    model[0].bias.data.zero_()
+    xnn = fitted(model, "1", x, 1)
+    xnn.explainer(1).form.base.zero_()
+    maps = xnn.attribute(x[:4], 1)[:, :, 0]
+    assert maps[..., 6:].abs().max() == 0 and maps[..., :5].abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:maps are zero", "ignore:0.bias changed")
+def test_numbers_below_the_base_are_seen():
+    """A ReLU that is inactive has no gradient there, but its value below the base contributes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    x = torch.randn(40, 1, 8, 8)
+    xnn = fitted(model, "1", x, 0)
+    dark = torch.zeros(1, 1, 8, 8)
+    model[0].bias.data.fill_(-0.1)
+    why = xnn.with_heatmap(ContributionMaps()).explain(dark, 0)
+    assert model[:2](dark).abs().max() == 0 and why.maps.abs().max() > 0
+    torch.testing.assert_close(why.maps.sum((2, 3, 4)), why.contributions, rtol=1e-4, atol=1e-6)
+    assert xnn.with_heatmap(GradientMaps()).attribute(dark, 0).abs().max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:maps are zero", "ignore:.*ill-conditioned")
+@pytest.mark.parametrize(("layer", "settings"), [("6", {}), ("5", {}), ("4", {}), ("3", {"layer": "1"})])
+def test_elsewhere_the_maps_are_gradient_x_activation(layer, settings):
+    """At dense layers, at fewer than 4 x 4 cells, and at a layer that the call names."""
+    model, x = cnn(), torch.randn(40, 1, 9, 9)
+    xnn = fitted(model, layer, x, 1)
+    found = xnn.attribute(x[:4], 1, **settings)
+    torch.testing.assert_close(found, xnn.with_heatmap(GradientMaps()).attribute(x[:4], 1, **settings))
+    assert found.abs().sum() > 0
+
+
+def test_layers_of_more_cells_than_pixels_are_drawn_by_gradients():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Upsample(scale_factor=2), *cnn())
+    x = torch.randn(40, 1, 6, 6)
+    xnn = fitted(model, "2", x, 1)
+    torch.testing.assert_close(xnn.attribute(x[:4], 1), xnn.with_heatmap(GradientMaps()).attribute(x[:4], 1))
+
+
+def test_learned_networks_and_outputs_are_drawn_by_gradients():
+    model, x = cnn(), torch.randn(40, 1, 9, 9)
+    learned = XNNAttribution(model, "1", 2, autoencoder=SRAE, recipe=Recipe(steps=3), heatmap=ContributionMaps())
+    learned.fit(x, 1, positives=everything(40), progress=False)
+    for found, backend in ((learned, "attribute"), (learned, "one_heatmap")):
+        a, b = (getattr(xnn, backend)(x[:3], 1) for xnn in (found, found.with_heatmap(GradientMaps())))
+        torch.testing.assert_close(a, b)
+
+
+def test_targets_of_their_own_and_differences_of_outputs():
+    xnn, x = explained("cells of 2 x 2 pixels")
+    xnn.fit(torch.randn(40, 1, 12, 12), 0, positives=everything(40), progress=False)
+    why = xnn.explain(x, torch.tensor([0, 1, 0, 1, 1]))
+    torch.testing.assert_close(why.maps.sum((2, 3, 4)), why.contributions, rtol=1e-4, atol=1e-5)
+    why = xnn.explain(x, 1, against=0)
+    torch.testing.assert_close(why.maps.sum((2, 3, 4)), why.contributions, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (4, 5), (13, 6)])
+def test_spread_cells_keep_their_sums(size):
+    image = Image(torch.zeros(2, 3, 21, 17), 1)
+    cells = torch.randn(2, 4, *size)
+    one = torch.zeros(1, 1, *size)
+    one[0, 0, 0, 2] = 3.0
+    assert float(image.spread(one).sum()) == pytest.approx(3.0, abs=1e-5)
+    torch.testing.assert_close(image.spread(cells).sum((2, 3, 4)), cells.sum((2, 3)), rtol=1e-4, atol=1e-4)
+    whole = Image(torch.zeros(2, 3, 5 * size[0], 5 * size[1]), 1)  # whole pixels: interpolation in parts of 25
+    expected = nn.functional.interpolate(cells, scale_factor=5, mode="bilinear", align_corners=False) / 25
+    torch.testing.assert_close(whole.spread(cells)[:, :, 0], expected)
