@@ -10,8 +10,10 @@ one map     the map of the whole output
 identified  share of maps of groups that fit the drops of their own x-feature best; chance is 1 / K
 seconds     of the processor for an explanation of one image with all maps
 
-*chance* is a row of smooth random maps. Maps of excitation backprop have no sign: drops are turned to the side of the
-contribution. Occlusion covers patches itself, half as wide as those of the measure: its figures are a ceiling.
+*the default* is the contribution of each place where the explained layer has feature maps, and gradient x activation at
+other layers. *chance* is a row of smooth random maps. Maps of excitation backprop have no sign: drops are turned to the
+side of the contribution. Occlusion covers patches itself, half as wide as those of the measure: its figures are a
+ceiling.
 
 A second table has a row for each backend: the agreement of groups in each network, and in brackets that of random
 groups and of the one map.
@@ -46,7 +48,7 @@ from torch import Tensor
 from benchmarks.contributions import BATCH, DRAWS, NETWORKS, Problem, by_dimension, fitted, flat, shown
 from benchmarks.runs import Column, Line, interval, measured, settings, summary, table, write
 from captum_xnn import ContributionGroups
-from captum_xnn.heatmaps import ExcitationMaps, FromCaptum, GradientMaps, Heatmap
+from captum_xnn.heatmaps import ContributionMaps, ExcitationMaps, FromCaptum, GradientMaps, Heatmap
 from captum_xnn.metrics import patch_agreement, patch_drops
 from captum_xnn.metrics._controls import random_maps, random_partition
 from captum_xnn.metrics._patches import map_identification
@@ -58,7 +60,7 @@ COLUMNS = (
     Column("identified", "identified", 2),
     Column("seconds", "seconds", 3),
 )
-DEFAULT = "gradient x activation (the default)"
+DEFAULT = "the default"
 
 
 def windows(images: Tensor) -> Heatmap:
@@ -70,7 +72,8 @@ def windows(images: Tensor) -> Heatmap:
 
 
 BACKENDS: dict[str, Callable[[Tensor], Heatmap]] = {
-    DEFAULT: lambda _: GradientMaps(),
+    DEFAULT: lambda _: ContributionMaps(),
+    "gradient x activation": lambda _: GradientMaps(),
     "excitation backprop (c-MWP)": lambda _: ExcitationMaps(),
     "InputXGradient": lambda _: FromCaptum(InputXGradient),
     "IntegratedGradients": lambda _: FromCaptum(IntegratedGradients, n_steps=20, internal_batch_size=BATCH),
