@@ -15,6 +15,7 @@ from captum_xnn import XNNAttribution
 from captum_xnn.__main__ import main
 from captum_xnn.cli._model_files import load_model
 from captum_xnn.errors import NotFittedError
+from captum_xnn.heatmaps import GradientMaps
 from captum_xnn.models.baselines import DRSA
 from captum_xnn.models.baselines._partitions import subspace_relevances
 from captum_xnn.patch_scores import patch_scores
@@ -100,11 +101,13 @@ def test_contributions_and_maps_add_up_at_feature_maps(layer):
     assert float(why.contributions.std(0).min()) > 1e-3 * spread  # none is empty
     whole = InputXGradient(model).attribute(data[:6].clone().requires_grad_(), target=2).detach()
     torch.testing.assert_close(why.maps.sum(1), whole, atol=1e-5 * float(whole.abs().max()), rtol=1e-4)
-    # The default maps are of the same x-features: at the layer, projected gradient times activation.
-    own = xnn.with_heatmap(None).explain(data[:6], 2).maps
+    # By gradients, maps at the layer sum to the map of the output; the default maps are the contributions' own terms.
+    at_layer = xnn.with_heatmap(GradientMaps())
+    own, one = at_layer.explain(data[:6], 2).maps, at_layer.one_heatmap(data[:6], 2)
     assert own.shape[:2] == (6, 3) and float((own[:, 0] - own[:, 1]).abs().max()) > 0
-    one = xnn.with_heatmap(None).one_heatmap(data[:6], 2)
     torch.testing.assert_close(own.sum(1), one[:, 0], atol=1e-4 * float(one.abs().max()), rtol=1e-3)
+    by_place = xnn.with_heatmap(None).explain(data[:6], 2)
+    torch.testing.assert_close(by_place.maps.sum((2, 3, 4)), by_place.contributions, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_and_other_numbers_of_x_features():

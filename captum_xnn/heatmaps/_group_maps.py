@@ -202,7 +202,7 @@ class ContributionMaps:
             else:
                 Z = taken.Z.detach()
             G = slopes[rows.to(slopes.device)]
-            c = (G * (Z.to(G) - form.base.to(G))).movedim(form.channels, -1)
-            cells = (c @ form.groups[:, list(features)].to(c)).movedim(-1, 1)
+            moved = Z.to(G) - form.base.to(G)
+            cells = torch.stack([(form.slopes_of(G, k) * moved).sum(form.channels) for k in features], 1)
             chunks.append(self._layouts.image(call).spread(cells))
         return torch.cat(chunks).contiguous()
