@@ -211,18 +211,19 @@ def rest_of_model(model: nn.Module, layer: str, stand_in: Tensor, label: int | s
 
     Nothing else may cross from before the layer to behind it.
     """
-    with hooked(find_layer(model, layer)[1], lambda output: Z.reshape(-1, *output.shape[1:])):
+    # A clone, because what follows may work in place.
+    with hooked(find_layer(model, layer)[1], lambda output: Z.reshape(-1, *output.shape[1:]).clone()):
         return model(stand_in)[:, label]
 
 
-def slopes(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor) -> Tensor:
+def slopes(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor, nodes: int = NODES) -> Tensor:
     """Returns the mean gradient of the logit on the way from the base to Z, (n, D), by Gauss-Legendre."""
-    nodes, weights = (torch.from_numpy(x).to(Z) for x in np.polynomial.legendre.leggauss(NODES))
-    on_the_way = base + (nodes[:, None, None] + 1) / 2 * (Z.detach() - base)
+    places, weights = (torch.from_numpy(x).to(Z) for x in np.polynomial.legendre.leggauss(nodes))
+    on_the_way = base + (places[:, None, None] + 1) / 2 * (Z.detach() - base)
     with torch.enable_grad():
         on_the_way = on_the_way.flatten(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(rest(on_the_way).sum(), on_the_way)
-    return (weights[:, None, None] / 2 * gradient.reshape(NODES, *Z.shape)).sum(0)
+    return (weights[:, None, None] / 2 * gradient.reshape(nodes, *Z.shape)).sum(0)
 
 
 def contributions_of_dimensions(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.funnybirds import Read, library_groups, rest_of_model, slopes
+from benchmarks.funnybirds import NODES, Read, library_groups, rest_of_model, slopes
 from benchmarks.one_vs_all import N_FEATURES, fitted
 from captum_xnn.activations import collect
 from captum_xnn.models.baselines import _dictionaries as dictionaries
@@ -74,9 +74,9 @@ def _evenly(rows: Tensor, most: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64).round().long()]
 
 
-def slopes_of(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor) -> Tensor:
+def slopes_of(rest: Callable[[Tensor], Tensor], Z: Tensor, base: Tensor, nodes: int = NODES) -> Tensor:
     """Returns the mean slopes of the logit on the way from the base, (n, D), in parts that bound memory."""
-    return torch.cat([slopes(rest, part, base) for part in Z.split(64)])
+    return torch.cat([slopes(rest, part, base, nodes) for part in Z.split(max(1, 64 * NODES // nodes))])
 
 
 def _divided(a: Tensor, fit: Fit) -> Explained:

@@ -1232,10 +1232,11 @@ def two_problems(two_parts, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:maps are zero")
 @pytest.mark.usefixtures("small")
-def test_pairs_of_two_parts_find_groups_of_one_part_each(two_problems):
+def test_pairs_of_two_parts_find_groups_of_one_part_each(two_problems, monkeypatch):
     """Groups made by hand, a part for each, carry all changes; the whole output carries one part alone."""
     from benchmarks import pairs, rivals, scoreboard
 
+    monkeypatch.setattr(scoreboard, "ENOUGH", scoreboard.Missed(1, 1))  # pairs take 12 nodes
     network = scoreboard.Network("FunnyBirds", [1], two_problems)
     case = pairs.of_funnybirds(network, 1)
     of = case.pairs
@@ -1343,6 +1344,113 @@ def test_removal_curves_of_a_linear_output(two_problems, monkeypatch):
     assert found["insertion"] == pytest.approx(float(torch.trapezoid(entered).mean() / 3), abs=1e-5)
     left = (1 - entered).clamp(0, 1)
     assert found["deletion"] == pytest.approx(float(torch.trapezoid(left).mean() / 3), abs=1e-5)
+
+
+def test_removal_curves_of_a_falling_logit_take_what_lowers_it_first(two_problems, monkeypatch):
+    """Of the opposite logit all contributions and changes turn round, and the curves stay."""
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(2)
+    D = of.Z.shape[1]
+    a = nn.functional.one_hot(torch.arange(D) % 3, 3).float()
+    found = []
+    for weights in (torch.linspace(0.5, 2, D), -torch.linspace(0.5, 2, D)):
+        monkeypatch.setattr(rivals, "rest_of_model", lambda model, layer, images, label, Z, w=weights: Z @ w)
+        made = rivals._divided(a, of.fit(0))
+        found.append(scoreboard.curves(of, made, made.contributions(of.Z, weights.expand(of.Z.shape))))
+    assert found[0] == pytest.approx(found[1]) and found[0]["insertion"] > 0.5 > found[0]["deletion"]
+
+
+def test_a_branch_around_the_layer_stops_the_scoreboard(two_problems):
+    """The rest of the model would run behind a stand-in image, whose branch belongs to none of the others."""
+    from benchmarks import scoreboard
+
+    class Around(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x) + 30 * x.mean((1, 2, 3))[:, None]
+
+    of = two_problems(1)
+    scoreboard.check_rest(of, of.fit(0).rest)
+    images, test = of.images, of.read.images(range(len(of.read.labels)))
+    model = Around(of.read.model)
+    read = of.read._replace(model=model, layer="model.5", test=(of.read.test[0], model(test)))
+    around = of._replace(read=read, y=model(images)[:, 1])
+    with pytest.raises(SystemExit, match=r"layer 'model.5' alone, got .*a branch goes around .*choose a layer through"):
+        scoreboard.Slopes.of(around)
+    one = around._replace(images=images[:1], Z=of.Z[:1], y=around.y[:1], covered=of.covered[:1])
+    with pytest.raises(SystemExit, match="a branch goes around"):  # also where the stand-in is the one image
+        scoreboard.Slopes.of(one._replace(read=read._replace(images=lambda rows: images[:1])))
+
+
+def test_work_in_place_behind_the_layer_leaves_its_activations(two_problems):
+    from benchmarks import scoreboard
+
+    of = two_problems(1)
+    layers = list(of.read.model)
+    layers[5] = nn.ReLU(inplace=True)
+    model = nn.Sequential(*layers)
+    test = model[:5](of.read.images(range(len(of.read.labels))))
+    before = test.clone()
+    rest = of._replace(read=of.read._replace(model=model, layer="4")).fit(0).rest
+    torch.testing.assert_close(rest(test), of.read.test[1][:, 1])
+    assert torch.equal(test, before) and bool((test < 0).any())
+    assert scoreboard.slopes_of(rest, test, test.mean(0)).shape == test.shape
+
+
+def test_nodes_are_doubled_until_drops_by_patches_are_right(two_problems):
+    """A steep kink needs more than 12 nodes; a linear logit needs 12, with the same values as before."""
+    from benchmarks import scoreboard
+
+    of = two_problems(1)
+    weights = torch.linspace(-1, 1, of.Z.shape[1])
+    middle = float(((of.Z @ weights).mean() + of.base @ weights) / 2)
+
+    def kinked(Z):
+        return 50 * (Z @ weights - middle).relu()
+
+    def linear(Z):
+        return Z @ weights
+
+    moved = 0.05 * torch.randn(len(of.Z), 16, of.Z.shape[1], generator=torch.Generator().manual_seed(0))
+    of = of._replace(y=kinked(of.Z), covered=of.Z[:, None] + moved)  # less than the kink's error at 12 nodes
+    assert scoreboard.nodes_of(of, linear) == 12
+    nodes = scoreboard.nodes_of(of, kinked)
+    assert nodes > 12 and scoreboard.missed(of, kinked, nodes).within(scoreboard.FINE)
+    drops = (kinked(of.Z)[:, None] - kinked(of.covered)).double()
+    contributions = [
+        ((Z - of.base) * scoreboard.slopes_of(kinked, Z, of.base, 12)).sum(-1) for Z in (of.Z, of.covered.flatten(0, 1))
+    ]
+    off = contributions[0][:, None] - contributions[1].reshape(drops.shape) - drops
+    found = scoreboard.missed(of, kinked, 12)
+    assert found.drops == pytest.approx(float(off.norm() / drops.norm()), rel=1e-4) and found.drops > 0.06
+    torch.testing.assert_close(
+        scoreboard.slopes_of(kinked, of.Z, of.base, 12), scoreboard.slopes_of(kinked, of.Z, of.base), rtol=0, atol=0
+    )
+
+
+def test_maps_and_measures_take_the_nodes_of_the_class(two_problems, monkeypatch):
+    from benchmarks import rivals, scoreboard
+
+    of = two_problems(1)
+    monkeypatch.setattr(scoreboard, "ENOUGH", scoreboard.Missed(0, 0))
+    monkeypatch.setattr(scoreboard, "FINE", scoreboard.Missed(0, 0))
+    taken = []
+
+    def counted(rest, Z, base, nodes=12):
+        taken.append(nodes)
+        return rivals.slopes_of(rest, Z, base, nodes)
+
+    monkeypatch.setattr(scoreboard, "slopes_of", counted)
+    monkeypatch.setattr(scoreboard, "MOST_NODES", 48)
+    by = scoreboard.Slopes.of(of)
+    assert by.nodes == 48
+    taken.clear()
+    scoreboard.judged(of, rivals.random_groups(of.fit(0)), by, 0)
+    assert taken == [48]
 
 
 @pytest.mark.filterwarnings("ignore:probabilities sum to", "ignore:maps are zero")
