@@ -51,6 +51,7 @@ def measured(
     *,
     title: str = "jobs",
     under: Line | None = None,
+    again: Sequence[str] = (),
 ) -> list[Line]:
     """Returns all lines of OUT/results.jsonl after measuring what it lacks.
 
@@ -60,13 +61,15 @@ def measured(
         measure: Gives the figures of a job.
         title: Of the progress bar.
         under: Settings that hold for all jobs (:func:`settings`), kept in OUT/settings.json. A run under others stops.
+        again: Methods whose jobs are measured anew.
     """
     out.mkdir(parents=True, exist_ok=True)
     if under is not None:
         _hold(out / "settings.json", under)
-    log = out / "results.jsonl"
-    lines = list(_lines(log))
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))  # less the line that a crash cut short
+    log, jobs = out / "results.jsonl", list(jobs)
+    old = [job for job in jobs if job.get("method") in again]
+    lines = [line for line in read_lines(log) if not any(job.items() <= line.items() for job in old)]
+    save(log, "".join(json.dumps(line) + "\n" for line in lines).encode())  # less the line that a crash cut short
     left = [job for job in jobs if not any(job.items() <= line.items() for line in lines)]
     for job in tqdm(left, title):
         lines.append({**job, **measure(job)})
@@ -122,7 +125,8 @@ def kept(cache: Path | None, of: Line, make: Callable[[], Any]) -> dict[str, Ten
     return found
 
 
-def _lines(log: Path) -> Iterable[Line]:
+def read_lines(log: Path) -> Iterable[Line]:
+    """Yields the lines of a log, without one that a kill cut short; none without a log."""
     for line in log.read_text().splitlines() if log.exists() else ():
         try:
             yield json.loads(line)

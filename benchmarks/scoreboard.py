@@ -58,6 +58,7 @@ Without folders, the drawn figures alone are measured. FILE.py offers ``load()``
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -78,11 +79,14 @@ from benchmarks.funnybirds import GRID, NODES, Form, Read, gradient_maps, mass, 
 from benchmarks.one_vs_all import effective, in_batches
 from benchmarks.pictures import CONTROL, METHOD, OTHER, figure_of, save_svg
 from benchmarks.rivals import Explained, Fit, slopes_of
-from benchmarks.runs import Line, interval, measured, save, settings, write
+from benchmarks.runs import Line, interval, measured, read_lines, save, settings, write
 from captum_xnn import OneHeatmap
 from captum_xnn.activations import collect
 from captum_xnn.datasets._places import ROOMS
+from captum_xnn.errors import LayerNotReachedError
 from captum_xnn.heatmaps import ExcitationMaps
+from captum_xnn.layers._fingerprint import fingerprint
+from captum_xnn.layers._logits import OutputRange, no_logits
 from captum_xnn.metrics import (
     deletion,
     drop_orthogonality,
@@ -100,7 +104,7 @@ from captum_xnn.metrics._localisation import mean_locality
 from captum_xnn.metrics._patches import map_identification, patch_masks
 from captum_xnn.metrics._removal import single_deletion, within_part
 
-IMAGES, WIDEST = 10, 4096
+IMAGES, WIDEST, FEWEST = 10, 4096, 10
 MOST_NODES = 32 * NODES
 SAME, ROUNDING = 1e-3, 1e-5
 """How far two logits that should be the same may lie apart, in their standard deviation and in their size."""
@@ -236,9 +240,8 @@ def check_rest(problem: Problem, rest: Callable[[Tensor], Tensor]) -> None:
     if off > SAME * deviation + ROUNDING * float(y.abs().max()):
         raise SystemExit(
             f"expected the logit of class {problem.label} to depend on the image through layer {problem.read.layer!r} "
-            f"alone, got logits that are off by up to {off:.2g} (their standard deviation is {deviation:.2g}) where the "
-            "layer has the activations of another image: a branch goes around the layer; choose a layer through which "
-            "everything passes"
+            f"alone, got logits that are off by up to {off:.2g} (their standard deviation is {deviation:.2g}) behind "
+            "another image: a branch goes around the layer; choose a layer through which everything passes"
         )
 
 
@@ -404,6 +407,10 @@ class Network(NamedTuple):
     classes: list[int]
     of: Callable[[int], Problem | None]
     """Gives the problem of a class; None if there is no image to measure on."""
+    why_empty: str = "the network tells none of its test images right"
+    """Why a class has no problem."""
+    weights: str | None = None
+    """Checksum of a user's model, by which a run with another model is refused."""
 
 
 def of_funnybirds(root: Path, file: Path, count: int, out: Path) -> Network:
@@ -513,20 +520,73 @@ def of_figures(examples: int, count: int) -> Network:
     return Network("figures", [0, 2, 3, 5][:count], problem)
 
 
+# Remedies in errors of the library by options that this script lacks.
+_OPTIONS = (
+    "pass size=(H, W) (--size), or ",
+    ", or skip damaged images with skip_damaged=True (--skip-damaged)",
+)
+
+
+def _stopped(error: Exception) -> SystemExit:
+    """Returns an error of the library in terms of this script."""
+    text = str(error)
+    for option in _OPTIONS:
+        text = text.replace(option, "")
+    return SystemExit(text)
+
+
+def _images(folder: Path, preparation: Any, most: int) -> Tensor:
+    """Returns the first images of a folder, (M, C, H, W)."""
+    from captum_xnn.cli._inputs import Inputs
+
+    found: list[Tensor] = []
+    for batch in Inputs(folder, preparation, batch_size=32):
+        found.append(batch.inputs)
+        if sum(map(len, found)) >= most:
+            break
+    shapes = {tuple(batch.shape[1:]) for batch in found}
+    if len(shapes) > 1:
+        raise SystemExit(f"the images in {folder} differ in size: {sorted(shapes)}; set SIZE in the model's file")
+    images = torch.cat(found)[:most]
+    if images.dim() != 4 or len(images) < FEWEST:
+        raise SystemExit(
+            f"expected at least {FEWEST} images (N, C, H, W) in {folder}, got {tuple(images.shape)}; add images, of "
+            "which a fifth is measured"
+        )
+    return images
+
+
+def check_logits(source: str, outputs: Tensor) -> None:
+    """Stops unless the outputs of a model may be logits, (N, classes)."""
+    if outputs.dim() != 2:
+        raise SystemExit(
+            f"expected outputs (N, classes) of {source}, got {tuple(outputs.shape)}; let its model return logits (N, "
+            "classes), or (N, 1) if there is one output"
+        )
+    seen = OutputRange()
+    seen.add(outputs)
+    if (reason := no_logits(seen)) is not None:
+        # The library's other remedy is an argument that this script lacks.
+        raise SystemExit(f"{source}: {reason.partition(', or pass ')[0]}: let load() return a model that gives logits")
+
+
+def _checksum(model: nn.Module, layer: str) -> str:
+    described = json.dumps(fingerprint(model, layer), sort_keys=True)
+    return hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
+
+
 def of_model(source: str, folder: Path, layer: str, count: int, most: int) -> Network:
     """Returns a user's own network, on a folder of images: the classes that it gives most often."""
-    from captum_xnn.cli._inputs import Inputs
     from captum_xnn.cli._model_files import load_model
 
-    found = load_model(source)
-    images: Any = []
-    for batch in Inputs(folder, found.preparation, batch_size=32):
-        images.append(batch.inputs)
-        if sum(map(len, images)) >= most:
-            break
-    images = torch.cat(images)[:most]
-    seen = collect(found.model, layer, images, progress=True)
+    try:
+        found = load_model(source)
+        images = _images(folder, found.preparation, most)
+        seen = collect(found.model, layer, images, progress=True)
+    except (ValueError, LayerNotReachedError) as error:
+        raise _stopped(error) from error
     Z, y = seen.Z[:], seen.y_hat[:]
+    check_logits(source, y)
     order = torch.randperm(len(Z), generator=torch.Generator().manual_seed(0))
     train, test = order[len(order) // 5 :].sort().values, order[: len(order) // 5].sort().values
     counts = y.argmax(1).bincount(minlength=y.shape[1])
@@ -534,12 +594,13 @@ def of_model(source: str, folder: Path, layer: str, count: int, most: int) -> Ne
 
     def problem(label: int) -> Problem | None:
         shown = test[y[test].argmax(1) == label][:IMAGES]
-        if not len(shown):
+        if not len(shown) or not bool((y[train].argmax(1) == label).any()):
             return None
         loader = images[train]
         return _problem(found.model, layer, label, (Z[train], y[train]), (Z[test], y[test]), images[shown], loader)
 
-    return Network(Path(source).stem, classes, problem)
+    few = f"the model gives it to none of {len(train)} images to learn from, or to none of {len(test)} to measure on"
+    return Network(Path(source).stem, classes, problem, few, _checksum(found.model, layer))
 
 
 def networks(given: argparse.Namespace) -> list[Network]:
@@ -736,7 +797,8 @@ def picture_of_ranks(ranked: Line, names: Sequence[str]) -> Any:
     axis.set_yticks(range(len(order)), order)
     axis.set_xlabel("mean rank over measures; 1 is best")
     axis.set_xlim(0, len(order) + 1)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    if ranked:  # one method alone has no rank
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -790,8 +852,39 @@ def draw(by_network: dict[str, list[Line]], ranked: Line, folder: Path) -> None:
         save_svg(figure, folder / f"scoreboard_{name}.svg")
 
 
+def without_halves(lines: Sequence[Line]) -> list[str]:
+    """Returns for which classes and methods halves were not measured, in sentences."""
+    methods: dict[tuple[int, ...], list[str]] = {}
+    for name in rows_of(lines):
+        own = [line for line in lines if line["method"] == name and line.get("x_features", 1) > 1]
+        if lacking := tuple(sorted({line["class"] for line in own if "halves" not in line})):
+            methods.setdefault(lacking, []).append(name)
+    return [
+        f"halves, class {', '.join(map(str, classes))}: not measured for {', '.join(names)}. `--again METHOD ...` "
+        "measures methods anew; --halves N lets N classes of each network have halves."
+        for classes, names in methods.items()
+    ]
+
+
+def why_nothing(lines: Sequence[Line]) -> str:
+    """Returns a sentence that says why no method has a figure."""
+    reasons: dict[str, None] = {}
+    for line in lines:
+        if "failed" in line:
+            reasons[f"{line['network']}, class {line['class']}, {line['method']}: {line['failed']}"] = None
+        else:
+            reasons[f"{line['network']}, class {line['class']}: {line['empty']}"] = None
+    return (
+        "nothing was measured, for there is nothing to measure on:\n"
+        + "\n".join(reasons)
+        + "\nAdd images or methods, and take another --out"
+    )
+
+
 def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | None) -> None:
     """Prints the tables, and writes them as Markdown, JSON and list-tables, with pictures."""
+    if all("failed" in line or line.get("empty") for line in lines):
+        raise SystemExit(why_nothing(lines))
     lines = pooled([line for line in lines if not line.get("empty")])
     by_network: dict[str, list[Line]] = {}
     for line in lines:
@@ -800,6 +893,7 @@ def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | N
     texts, files = [f"Mean ranks\n\n{markdown(head, rows)}"], {"ranks": list_table(head, rows)}
     for name, of in by_network.items():
         first, body, notes = cells(of)
+        notes += without_halves(of)
         count = len({line["class"] for line in of})
         texts.append(f"{name}, {count} classes\n\n{markdown(first, body)}\n\n" + "\n".join(notes))
         files[name.replace(" ", "_").lower()] = list_table(first, body)
@@ -814,17 +908,12 @@ def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | N
     draw(by_network, figures, pictures or out)
 
 
-def _forget(log: Path, methods: Sequence[str]) -> None:
-    """Takes the lines of some methods out of a log, to measure them again."""
-    if methods and log.exists():
-        kept = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["method"] not in methods]
-        save(log, "".join(kept).encode())
-
-
 def main(given: argparse.Namespace) -> None:
     """Measures what OUT lacks, and writes the tables."""
     if given.report:
-        found = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
+        found = list(read_lines(given.out / "results.jsonl"))
+        if not found:
+            raise SystemExit(f"expected results in {given.out / 'results.jsonl'}, got none; measure without --report")
         report(found, given.out, given.tables, given.pictures)
         return
     if given.quick:
@@ -849,14 +938,29 @@ def main(given: argparse.Namespace) -> None:
     def of(job: Line) -> Line:
         found = read(job["network"], job["class"])
         halved = job["class"] in known[job["network"]].classes[: given.halves]
-        return {"empty": True} if found is None else measure(*found, job, halved)
+        return {"empty": known[job["network"]].why_empty} if found is None else measure(*found, job, halved)
 
-    _forget(given.out / "results.jsonl", given.again)
-    lines = measured(given.out, jobs, of, title="networks, classes and methods", under=settings(given))
+    under = settings(given)
+    for network in known.values():
+        under |= {"model": f"{given.model}, weights {network.weights}"} if network.weights else {}
+    lines = measured(given.out, jobs, of, title="networks, classes and methods", under=under, again=given.again)
     report(lines, given.out, given.tables, given.pictures)
 
 
-if __name__ == "__main__":
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns a type of options: whole numbers from the least."""
+
+    def whole_number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        return value
+
+    return whole_number
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the options of a command line."""
+    every = [*rivals.METHODS, *CONTROLS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--funnybirds", nargs=2, metavar=("FOLDER", "FILE.py"))
     parser.add_argument("--birds", nargs=2, metavar=("FOLDER", "FILE.py"))
@@ -864,15 +968,17 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="a model of your own, as FILE.py or FILE.py:function")
     parser.add_argument("--images", type=Path, help="its folder of images")
     parser.add_argument("--layer", help="its layer, of at most 4,096 numbers")
-    parser.add_argument("--most", type=int, default=2000, help="images of the folder, at most")
-    parser.add_argument("--classes", type=int, default=8, help="of each network, evenly spread")
-    parser.add_argument("--classes-funnybirds", type=int, help="of FunnyBirds, where it is another number")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", default=[*rivals.METHODS, *CONTROLS])
+    parser.add_argument("--most", type=at_least(FEWEST), default=2000, help="images of the folder, at most")
+    parser.add_argument("--classes", type=at_least(1), default=8, help="of each network, evenly spread")
+    parser.add_argument("--classes-funnybirds", type=at_least(1), help="of FunnyBirds, where it is another number")
+    parser.add_argument("--seeds", type=at_least(1), default=1)
+    parser.add_argument("--methods", nargs="+", default=every, choices=every, metavar="METHOD")
     parser.add_argument(
-        "--again", nargs="+", default=[], metavar="METHOD", help="measure these anew, as after a change"
+        "--again", nargs="+", default=[], choices=every, metavar="METHOD", help="measure these anew, as after a change"
     )
-    parser.add_argument("--halves", type=int, default=1000, help="classes of each network with fits to halves, at most")
+    parser.add_argument(
+        "--halves", type=at_least(0), default=1000, help="classes of each network with fits to halves, at most"
+    )
     parser.add_argument("--quick", action="store_true", help="FunnyBirds and figures, two classes, without halves")
     parser.add_argument("--examples", type=int, default=6000, help="figures to learn from")
     parser.add_argument("--activations", type=Path, help="file that keeps the birds' activations")
@@ -880,4 +986,11 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=Path, help="folder of pictures; OUT if not given")
     parser.add_argument("--report", action="store_true", help="write the tables of what OUT has; measure nothing")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, from which a run resumes")
-    main(parser.parse_args())
+    found = parser.parse_args(given)
+    if unknown := set(found.again) - set(found.methods):
+        parser.error(f"argument --again: {', '.join(sorted(unknown))} not among --methods; add it there")
+    return found
+
+
+if __name__ == "__main__":
+    main(arguments())

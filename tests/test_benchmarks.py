@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -1481,22 +1482,41 @@ def test_the_scoreboard_ranks_and_resumes(two_problems, tmp_path, monkeypatch, c
     )  # less eff and overlap, and within
     assert all(0 < line["overlap"] <= 1 + 1e-9 for line in by.values() if "overlap" in line)
     assert "halves" in by["PRCA"] and not any("halves" in line for line in lines if line["class"] == 2)
+    lacking = "groups, NN, spectral groups, PRCA, CRAFT, TopK SAE, random groups, uneven random groups, random encoder"
+    assert f"halves, class 2: not measured for {lacking}. `--again METHOD ...` measures" in printed
+    assert "halves, class 1" not in printed
     assert set(table["ranks"]) == {*few, *scoreboard.CONTROLS} and "a map has no x-features" in printed
     assert (given.tables / "scoreboard_two_parts.inc").read_text().startswith(".. list-table::")
     assert "mean rank over measures" in (given.pictures / "scoreboard_ranks.svg").read_text()
     assert "random groups" in (given.pictures / "scoreboard_overlap.svg").read_text()
     monkeypatch.setattr(scoreboard, "measure", None)
     scoreboard.main(given)  # measures nothing again
+    with (given.out / "results.jsonl").open("a") as file:
+        file.write('{"network": "two parts", "cla')  # as a kill leaves it
     assert capsys.readouterr().out == printed
     given.report = True
     scoreboard.main(given)
     assert capsys.readouterr().out == printed
+    given.report, given.again = True, []
+    with pytest.raises(SystemExit, match=r"expected results in .*nowhere.results.jsonl, got none; measure without"):
+        scoreboard.main(argparse.Namespace(**{**vars(given), "out": tmp_path / "nowhere"}))
+    assert not (tmp_path / "nowhere").exists()
     given.report, given.again = False, ["groups"]
     monkeypatch.setattr(scoreboard, "measure", lambda of, by, job, halves: {"f_reg": 7.0, "patches": 0.5})
+    with (given.out / "results.jsonl").open("a") as file:
+        file.write('{"network": "two parts", "cla')
     scoreboard.main(given)
     anew = [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()]
     assert len(anew) == len(lines) and {line["f_reg"] for line in anew if line["method"] == "groups"} == {7.0}
     assert [line for line in anew if line["method"] != "groups"] == [ln for ln in lines if ln["method"] != "groups"]
+    given.methods = ["NN"]  # what is not measured anew stays
+    scoreboard.main(given)
+    assert [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()] == anew
+    given.examples = 20
+    given.methods = ["groups"]
+    with pytest.raises(SystemExit, match="another --examples"):  # before anything is taken out
+        scoreboard.main(given)
+    assert [json.loads(line) for line in (given.out / "results.jsonl").read_text().splitlines()] == anew
 
 
 def test_ranks_share_ties_and_leave_out_what_was_not_asked():
@@ -1529,12 +1549,13 @@ def test_ranks_share_ties_and_leave_out_what_was_not_asked():
     assert rows[2] == ["CRAFT", "0.300", ""] and rows[3] == ["*random groups*", "0.000", "0.90"]
 
 
-def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
-    """A folder of images and a file with a network suffice; the classes are those it gives most often."""
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """Options of a scoreboard of a network in a file, with a folder of images."""
     import numpy as np
     from PIL import Image
 
-    from benchmarks import rivals, scoreboard
+    from benchmarks import rivals
 
     monkeypatch.setattr(rivals, "N_FEATURES", 2)
     (tmp_path / "net.py").write_text(NETWORK)
@@ -1543,11 +1564,105 @@ def test_the_scoreboard_of_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     values[::2, ..., 0] = 0  # without red, which the second class has
     for i, pixels in enumerate(values):
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
-    given = argparse.Namespace(
+    return argparse.Namespace(
         model=str(tmp_path / "net.py"), images=tmp_path / "pictures", layer="5", most=100, classes=2, seeds=1, halves=2,
         methods=["groups", "TopK SAE", "random groups", "1-Heatmap"], quick=False, tables=None, pictures=None,
         out=tmp_path / "out", report=False, again=[],
     )  # fmt: skip
+
+
+def test_a_model_that_the_scoreboard_cannot_take_stops_it(own_model, tmp_path):
+    """Each with one sentence that says what to change, by no option that the script lacks."""
+    from PIL import Image
+
+    from benchmarks import scoreboard
+
+    def stopped(match, network=NETWORK, **changed):
+        (tmp_path / "net.py").write_text(network)
+        with pytest.raises(SystemExit, match=match) as found:
+            scoreboard.main(argparse.Namespace(**{**vars(own_model), **changed}))
+        assert not {"--size", "--skip-damaged", "--probabilities", "prediction_transform"} & set(
+            re.findall(r"--[\w-]+|prediction_transform", str(found.value))
+        )
+
+    layers = "nn.Sequential(*pooled, nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2)"
+    for last, why in {
+        "nn.Softmax(1)": "as after a softmax; .*without its last softmax: let load",
+        "nn.LogSoftmax(1)": "as after a log_softmax; .*without its last log_softmax: let load",
+        "nn.Hardsigmoid()": "after a sigmoid, whose .*without its sigmoid: let load",
+    }.items():
+        steep = NETWORK.replace(f"{layers})", f"{layers}, {last})").replace("3\n    return", "30\n    return")
+        stopped(why, steep.replace("[0.5, 0.0]", "[0.5, -20.0]"))
+    one = NETWORK.replace("return net.", "return First(net).") + (
+        "class First(nn.Sequential):\n    def forward(self, x):\n        return self[0](x)[:, 0]\n"
+    )
+    stopped(r"expected outputs \(N, classes\) of .*net.py, got \(40,\); let its model return logits", one, layer="0.5")
+    stopped("another layer'", layer="another layer")
+    stopped("no file|does not exist|cannot run", model=str(tmp_path / "nowhere.py"))
+    stopped(r"expected at least 10 images .* got \(8, 3, 16, 16\); add images", most=8)
+    Image.new("RGB", (8, 8)).save(own_model.images / "small.png")
+    stopped("differ in size: .*; set SIZE in the model's file")
+    (own_model.images / "small.png").write_bytes(b"no image")
+    stopped("'small.png' in .* cannot be read .*; replace it$")
+
+
+def test_a_run_with_another_model_stops(own_model, tmp_path, monkeypatch):
+    from benchmarks import scoreboard
+
+    own_model.methods = ["random groups"]
+    scoreboard.main(own_model)
+    before = (own_model.out / "results.jsonl").read_text()
+    monkeypatch.setattr(scoreboard, "measure", lambda *_: pytest.fail("all is there"))
+    scoreboard.main(own_model)
+    (tmp_path / "net.py").write_text(NETWORK.replace("[0.5, 0.0]", "[0.5, 0.01]"))
+    own_model.again = ["random groups"]
+    with pytest.raises(SystemExit, match=r"another --model: '.*net.py, weights \w+', where it was '.*, weights"):
+        scoreboard.main(own_model)
+    assert (own_model.out / "results.jsonl").read_text() == before
+
+
+def test_a_scoreboard_without_figures_says_why(own_model, tmp_path):
+    from benchmarks import scoreboard
+
+    for file in own_model.images.iterdir():
+        if int(file.stem) % 2 and file.stem != "1":  # the second class has one image, to learn from or to measure on
+            file.unlink()
+    (tmp_path / "net.py").write_text(NETWORK)
+    network = scoreboard.networks(own_model)[0]
+    assert network.classes == [0, 1] and network.of(0) is not None and network.of(1) is None
+    lines = [{"network": "net", "class": 1, "seed": 0, "method": "groups", "empty": network.why_empty}]
+    with pytest.raises(
+        SystemExit, match=r"nothing was measured.*\nnet, class 1: the model gives it to none of 17 images"
+    ):
+        scoreboard.report(lines, own_model.out, None, None)
+    lines.append({"network": "net", "class": 0, "seed": 0, "method": "CRAFT", "failed": "expected no negative numbers"})
+    with pytest.raises(SystemExit, match="net, class 0, CRAFT: expected no negative numbers\nAdd images or methods"):
+        scoreboard.report(lines, own_model.out, None, None)
+
+
+def test_options_of_the_scoreboard_are_checked(capsys):
+    from benchmarks import scoreboard
+
+    assert scoreboard.arguments(["--out", "x", "--methods", "groups", "DRSA", "--again", "DRSA"]).again == ["DRSA"]
+    for options, why in {
+        "--methods group": "invalid choice: 'group'",
+        "--again group": "invalid choice: 'group'",
+        "--methods DRSA --again groups": "argument --again: groups not among --methods; add it there",
+        "--seeds 0": "--seeds: expected at least 1, got 0",
+        "--classes 0": "--classes: expected at least 1, got 0",
+        "--most 9": "--most: expected at least 10, got 9",
+        "--halves -1": "--halves: expected at least 0, got -1",
+    }.items():
+        with pytest.raises(SystemExit):
+            scoreboard.arguments(["--out", "x", *options.split()])
+        assert why in capsys.readouterr().err
+
+
+def test_the_scoreboard_of_a_model_of_ones_own(own_model, monkeypatch, capsys):
+    """A folder of images and a file with a network suffice; the classes are those it gives most often."""
+    from benchmarks import rivals, scoreboard
+
+    given = own_model
     monkeypatch.setattr(rivals, "STEPS", 5)
     scoreboard.main(given)
     printed = capsys.readouterr().out
