@@ -258,7 +258,8 @@ class Missed(NamedTuple):
         return self.sums < limits.sums and self.drops < limits.drops
 
 
-# 12 nodes are enough where they miss no more than on the published networks. O1 and overlap come from drops.
+# 12 nodes are enough where they miss about as much as on the published networks: 1.5 % and 5.3 % at most. Sums alone
+# do not tell: where 12 nodes missed 0.7 % of sums and 12 % of drops, the overlap of groups was 0.62 in place of 0.77.
 ENOUGH, FINE = Missed(0.02, 0.06), Missed(0.01, 0.02)
 
 
@@ -874,11 +875,7 @@ def why_nothing(lines: Sequence[Line]) -> str:
             reasons[f"{line['network']}, class {line['class']}, {line['method']}: {line['failed']}"] = None
         else:
             reasons[f"{line['network']}, class {line['class']}: {line['empty']}"] = None
-    return (
-        "nothing was measured, for there is nothing to measure on:\n"
-        + "\n".join(reasons)
-        + "\nAdd images or methods, and take another --out"
-    )
+    return "nothing was measured:\n" + "\n".join(reasons) + "\nAdd images or methods, and take another --out"
 
 
 def report(lines: list[Line], out: Path, tables: Path | None, pictures: Path | None) -> None:
