@@ -162,7 +162,9 @@ def test_the_map_is_drawn_at_the_layer_of_the_x_features_maps():
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 3)
     )  # the last maps before the output are smaller
     x = torch.rand(40, 1, 8, 8)
-    xnn = XNNAttribution(model, "1", 3).fit(x, 0, positives=torch.ones(40).bool(), progress=False)
+    xnn = XNNAttribution(model, "1", 3, heatmap=GradientMaps())
+    xnn.fit(x, 0, positives=torch.ones(40).bool(), progress=False)
     maps, one = xnn.attribute(x[:5], 0), xnn.one_heatmap(x[:5], 0)
+    assert torch.equal(xnn.with_heatmap(None).one_heatmap(x[:5], 0), one)  # by default it is drawn there, too
     torch.testing.assert_close(maps.sum(1, keepdim=True), one, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(OneHeatmap(model, GradientMaps()).attribute(x[:5], 0), one, atol=1e-3)
