@@ -30,6 +30,19 @@ class Permuted(nn.Module):
         return x.movedim(-1, 1)
 
 
+class ChannelsLast(nn.Module):
+    """Two strides of 2, and a layer that gives (N, h, w, C), as Swin transformers do."""
+
+    def __init__(self, crop=0):
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(1, 6, 4, 4, 1), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.crop = crop
+
+    def forward(self, x):
+        z = self.mix(self.conv(x).movedim(1, -1)[:, :, : -self.crop or None])
+        return self.head(z.relu().mean((1, 2)))
+
+
 class Container(nn.Module):
     """The explained block ends with a ReLU, whose maps are the block's."""
 
@@ -50,6 +63,7 @@ MODELS = {
     "three channels": (partial(cnn, channels=3), "1", (3, 9, 9)),
     "a way around the layer": (Residual, "inner", (1, 9, 9)),
     "a container": (Container, "block", (1, 13, 13)),
+    "a layer with channels last": (ChannelsLast, "mix", (1, 22, 18)),
     "images with channels last": (lambda: nn.Sequential(Permuted(), *cnn(channels=2)), "2", (9, 9, 2)),
 }
 
@@ -142,6 +156,14 @@ def test_layers_of_more_cells_than_pixels_are_drawn_by_gradients():
     model = nn.Sequential(nn.Upsample(scale_factor=2), *cnn())
     x = torch.randn(40, 1, 6, 6)
     xnn = fitted(model, "2", x, 1)
+    torch.testing.assert_close(xnn.attribute(x[:4], 1), xnn.with_heatmap(GradientMaps()).attribute(x[:4], 1))
+
+
+def test_channels_last_of_another_shape_than_the_image_are_drawn_by_gradients():
+    torch.manual_seed(0)
+    model, x = ChannelsLast(crop=2), torch.randn(40, 1, 22, 26)  # 6 x 7 cells, of which 6 x 5 are left
+    xnn = fitted(model, "mix", x, 1)
+    assert xnn.explainer(1).form.config["shape"] == [6, 5, 5] and xnn.explainer(1).form.channels == 3
     torch.testing.assert_close(xnn.attribute(x[:4], 1), xnn.with_heatmap(GradientMaps()).attribute(x[:4], 1))
 
 

@@ -178,13 +178,22 @@ class ContributionMaps:
         return self._elsewhere(network, inputs, features, **options)
 
     def _has_places(self, call: LayerCall, form: ContributionGroups) -> bool:
-        """Whether the explained layer gives the last feature maps of an image with enough cells, or ends with them."""
-        last = call.network.spatial_layer_name
-        if last is None or not f"{last}.".startswith(f"{call.name}.") or not has_images(call.inputs):
-            return False
+        """Whether the explained layer gives, or ends with, the last feature maps of an image, with enough cells.
+
+        Modules do not show whether (N, h, w, C) are feature maps. They are, if one stride leads from the image to them.
+        """
         cells = [size for at, size in enumerate(form.config["shape"], 1) if at != form.channels]
+        if len(cells) != 2 or min(cells) < CELLS or not has_images(call.inputs):
+            return False
         pixels = self._layouts.image(call).first.shape[2:]
-        return len(cells) == 2 and min(cells) >= CELLS and all(h <= H for h, H in zip(cells, pixels, strict=True))
+        if form.channels == 3:
+            return any(
+                all(n in (size // stride, -(-size // stride)) for n, size in zip(cells, pixels, strict=True))
+                for stride in range(1, min(pixels) + 1)
+            )
+        last = call.network.spatial_layer_name
+        is_last = last is not None and f"{last}.".startswith(f"{call.name}.")
+        return is_last and all(n <= size for n, size in zip(cells, pixels, strict=True))
 
     def _by_place(
         self, call: LayerCall, network: ContributionNetwork, features: Sequence[int], internal_batch_size: int | None
