@@ -165,6 +165,7 @@ def patch_scores_of(
     fill: Tensor | float | None = None,
     seed: int = 0,
     controls: bool = True,
+    contributions: ContributionGroups | None = None,
     internal_batch_size: int = 64,
 ) -> PatchScores:
     """Compute :func:`patch_scores` over batches of examples, such as texts of several lengths.
@@ -178,10 +179,12 @@ def patch_scores_of(
         fill: As in :func:`patch_scores`.
         seed: As in :func:`patch_scores`.
         controls: Whether to draw random groups and the 1-Heatmap. Without them, their fields are None and NaN.
+        contributions: Form with the base of random groups' contributions. None takes that of the explainer, or, beside
+            a learned network, the mean activation of the first batch.
         internal_batch_size: As in :func:`patch_scores`.
     """
     scorer = _Scorer(xnn, batches, target, against, grid, _filled(fill, batches), internal_batch_size)
-    own, drawn = scorer.score_beside_random_groups(seed) if controls else (scorer.score(xnn), [])
+    own, drawn = scorer.score_beside_random_groups(seed, contributions) if controls else (scorer.score(xnn), [])
     noise = [own.agreement_of(random_maps(own.maps, seed=seed + i)) for i in range(_DRAWS)]
     by_chance = [r.orthogonality() for r in drawn]
     return PatchScores(
@@ -405,7 +408,9 @@ class _Scorer(NamedTuple):
         """Find the dimension of images that holds channels; 1 for other inputs."""
         return image_channels(unwrap(self.xnn.model), batch.inputs) if batch.first.dim() == 4 else 1
 
-    def score_beside_random_groups(self, seed: int) -> tuple[_Scored, list[_Scored]]:
+    def score_beside_random_groups(
+        self, seed: int, contributions: ContributionGroups | None
+    ) -> tuple[_Scored, list[_Scored]]:
         """Score the x-features and each draw of random groups; no draws where contributions cannot be computed."""
         explainer = self.xnn.explainer(self.target, against=self.against)
         form = explainer.form
@@ -416,7 +421,8 @@ class _Scorer(NamedTuple):
         own = self.score(self.xnn)
         K = own.contributions.shape[1]
         try:
-            every = self._score_groups(explainer, _groups(self.xnn, self.batches[0], explainer), [], K, seed)
+            divided = contributions or _groups(self.xnn, self.batches[0], explainer)
+            every = self._score_groups(explainer, divided, [], K, seed)
         except ValueError:
             return own, []
         return own, _draws(every, 0)

@@ -101,11 +101,12 @@ def test_numbers_are_those_by_hand(model, two_targets, name, form):
             why = xnn.explain(shown, target)
             patches = patch_scores(xnn, shown, target, seed=4 + repeat)
             first_method = make(seed=4 + repeat, autoencoder=None).fit(train, target=[2, 0], progress=False)
-            shared = patch_scores(first_method, shown, target, seed=4 + repeat)  # controls that all methods share
+            shared = patch_scores(first_method, shown, target, seed=4 + repeat)  # as many x-features, so one control
             features = [other.contributions(test, target).features for other in again]
             expected = {
                 "f_reg": score.f_reg,
                 "f_cls": score.f_cls,
+                "x_features": 2,
                 "stability": matched_features(*features).mean,
                 "maps_o1": orthogonality(why.maps, contributions=why.contributions).o1,
                 "agreement": patches.agreement,
@@ -124,6 +125,37 @@ def test_numbers_are_those_by_hand(model, two_targets, name, form):
                 one = two_targets.values["one"]["agreement"][i - 1]
                 assert one == pytest.approx(patches.agreement_one_heatmap, abs=1e-6)
     assert i == 4 == len(two_targets.values[name]["f_reg"])
+
+
+def _by_number(shape, n_features=5, *, number, **settings):
+    return ContributionGroups(shape, number, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:random. maps are zero")
+def test_random_groups_are_as_many_as_the_rows_x_features_whatever_the_order(model):
+    methods = {"two": partial(_by_number, number=2), "random": "random groups", "NN": LEARNED}
+    settings = SETTINGS | {"n_features": 4}
+    found, turned = (
+        compare(model, "5", IMAGES, 0, dict(some), images=3, **settings)
+        for some in (methods.items(), reversed(methods.items()))
+    )
+    assert [row["x_features"] for row in found.table] == [2, 4, 4]
+    controls = [key for key in found.values["two"] if key.endswith("random_groups")]
+    for name in methods:
+        for key in controls:
+            assert found.values[name][key] == pytest.approx(turned.values[name][key], abs=1e-5)
+    assert found.values["NN"]["drops_o1_random_groups"] == found.values["random"]["drops_o1_random_groups"]
+    held = folds(model(IMAGES).argmax(1)) % 5 == 0
+    xnn = XNNAttribution(model, "5", 2, heatmap=InputXGradient).fit(IMAGES[~held], target=0, progress=False)
+    two = patch_scores(xnn, IMAGES[held][model(IMAGES[held]).argmax(1) == 0][:3], 0)
+    assert found.values["two"]["drops_o1_random_groups"][0] == pytest.approx(two.drops_random_groups.o1, abs=1e-5)
+
+
+def test_one_x_feature_is_not_identified_and_subspaces_count_their_remainder(model):
+    settings = SETTINGS | {"n_features": 1}
+    found = compare(model, "5", IMAGES, 0, ["groups", "PRCA", "TopK SAE"], images=3, **settings)
+    assert [row["x_features"] for row in found.table] == [1, 2, 1]
+    assert not {"identified", "identified_random_groups"} & set(found.values["groups"])
 
 
 def test_random_groups_are_as_faithful_as_groups_and_as_stable_as_chance(model, two_targets):
@@ -420,7 +452,7 @@ def test_the_same_call_gives_the_same_numbers(model):
         {name: {k: v for k, v in of.items() if not k.endswith("seconds")} for name, of in found.values.items()}
         for found in calls
     ]
-    assert kept[0] == kept[1] and len(kept[0]["SRAE"]) == 12
+    assert kept[0] == kept[1] and len(kept[0]["SRAE"]) == 13
 
 
 def test_rows_of_tensors_and_of_batches_are_the_same():
@@ -522,8 +554,8 @@ def test_formats_parse_back(tmp_path):
     shown = repr(MADE).splitlines()
     assert shown[1].split() == ["groups", *rows[0][1].split(), *rows[0][2].split(), "0.1"]
     assert shown[-1] == (
-        "Layer fc, targets 0, 1, 2, 5 x-features; fitted on 80 examples and measured on 20 others; means with 95 % "
-        "intervals over 3 targets and 1 repeat."
+        "Layer fc, targets 0, 1, 2, 5 x-features asked for; fitted on 80 examples and measured on 20 others; means "
+        "with 95 % intervals over 3 targets and 1 repeat."
     )
 
 
@@ -563,9 +595,9 @@ def test_selected_columns_stand_in_their_order_in_every_format():
 def test_a_single_value_has_no_interval_and_the_caption_says_how_to_get_one():
     one = MethodComparison("fc", (2,), 5, 80, 20, 1, {"groups": {"f_reg": (1.0,)}})
     assert one.caption == (
-        "Layer fc, target 2, 5 x-features; fitted on 80 examples and measured on 20 others; one value each. For 95 % "
-        "intervals, and a warning where another method is clearly more faithful, pass repeats=3 (--repeats 3) or "
-        "several targets."
+        "Layer fc, target 2, 5 x-features asked for; fitted on 80 examples and measured on 20 others; one value each. "
+        "For 95 % intervals, and a warning where another method is clearly more faithful, pass repeats=3 (--repeats 3) "
+        "or several targets."
     )
     assert "±" not in one.to_markdown()
     again = MethodComparison("fc", (2,), 5, 80, 20, 2, {"groups": {"f_reg": (1.0, 3.0)}})

@@ -3,6 +3,7 @@
 Every method is fitted on the same training examples, and measured on the same held-out examples:
 
 ===============  ====================================================================================================
+x-features       number of x-features: fewer than asked for where groups were merged, one more with a remainder
 faithfulness     F_reg and F_cls, as :meth:`captum_xnn.XNNAttribution.score` gives them
 patch agreement  of maps with the drops of covered patches, beside random groups and maps of noise. Patches are squares
                  of an image, tokens of a text, or columns of a table
@@ -21,10 +22,10 @@ fit, explain     processor seconds of a fit for each target, and of an explanati
                  neither the one pass of all data through the model, shared by all methods, nor the work of a GPU
 ===============  ====================================================================================================
 
-Random groups as a control beside the measures on patches are drawn once for all methods, from the first method whose
-contributions can be computed. As a method, random groups are drawn anew for each half, so their stability is that of
-chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error of the path
-integral, and equals that of random groups.
+Beside the measures on patches stand random groups, as many as the method has x-features. Methods with as many
+x-features share the draws. Random groups as a method have other draws, and new ones for each half, so their stability
+is that of chance. Groups of contributions add up exactly for any groups. Their F_reg therefore measures only the error
+of the path integral, and equals that of random groups.
 
 The largest dimensions and PRCA have one more x-feature, which holds the remaining contributions. In DRSA the last
 x-feature holds this remainder. CRAFT and the TopK SAE leave a part of the output unexplained, and their F_reg shows how
@@ -53,7 +54,7 @@ from captum_xnn.activations._collecting import collect
 from captum_xnn.activations._unpacking import Unpack, first_of_batch, unpack_for
 from captum_xnn.attribution import XNNAttribution
 from captum_xnn.comparison._measures import Measurement, MeasurementSettings
-from captum_xnn.comparison._methods import named_methods
+from captum_xnn.comparison._methods import named_methods, ungrouped
 from captum_xnn.comparison._relevances import Method
 from captum_xnn.comparison._splits import FOLDS, Splits, Values, as_marks
 from captum_xnn.comparison._table import MethodComparison
@@ -152,7 +153,7 @@ def compare(
         prediction_transform=prediction_transform,
     )
     reader = Reader.of(model, layer, output_transform, prediction_transform)
-    settings = MeasurementSettings(attribution, reader, None if masks is None else as_marks(masks))
+    settings = MeasurementSettings(attribution, reader, ungrouped, None if masks is None else as_marks(masks))
     unpack = unpack_for(model, unpack)
     activations = _collected(reader, data, targets, unpack, progress)
     apart = None if test is None else _collected(reader, test, targets, unpack, progress)

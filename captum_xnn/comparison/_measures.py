@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_xnn.activations._activations import Activations, Outputs
+from captum_xnn.activations._activations import Activations, Outputs, Task
 from captum_xnn.comparison._relevances import Method, OneMap, Relevances, Rule
 from captum_xnn.comparison._splits import Split, Values
 from captum_xnn.layers._batching import rows_of
@@ -36,7 +36,8 @@ from captum_xnn.metrics._patches import (
 )
 from captum_xnn.metrics._removal import selectivity
 from captum_xnn.metrics._stability import matched_features
-from captum_xnn.patch_scores import CoveredBatch, one_heatmap_agreement, patch_scores_of
+from captum_xnn.models._contribution_groups import ContributionGroups
+from captum_xnn.patch_scores import CoveredBatch, PatchScores, one_heatmap_agreement, patch_scores_of
 
 if TYPE_CHECKING:  # a measurement gets a function that makes attributions
     from captum_xnn.attribution import XNNAttribution
@@ -57,6 +58,8 @@ class MeasurementSettings:
     """Makes an attribution without explainers, from a form and a seed."""
     reader: Reader
     """Reader of the layer."""
+    ungrouped: Callable[[XNNAttribution, Activations, Task], ContributionGroups]
+    """Makes contributions with a group for each dimension."""
     masks: Tensor | None
     """Known parts, bool (M, P, H, W)."""
 
@@ -93,6 +96,7 @@ class Measurement:
             values: Values = {
                 "f_reg": score.f_reg,
                 "f_cls": score.f_cls,
+                "x_features": _x_features(xnn, target),
                 "stability": matched_features(*features).mean,
                 "fit_seconds": seconds,
             }
@@ -159,31 +163,42 @@ class Measurement:
         batches = self._covered_batches(target)
         if not batches:
             return {}
-        of_random_groups = self.split.controls.get(target)
+        drawn = (target, xnn.explainer(target).form.n_features)
+        of_random_groups = self.split.controls.get(drawn)
         grid, fill = _grid(batches[0].first), self._fill()
         scores = patch_scores_of(
-            xnn, batches, target, grid=grid, fill=fill, seed=self.seed, controls=of_random_groups is None
-        )  # fmt: skip
-        if of_random_groups is None:
-            of_random_groups = {
-                "agreement_random_groups": scores.agreement_random_groups,
-                "identified_random_groups": scores.identified_random_groups,
-                "drops_o1_random_groups": None if scores.drops_random_groups is None else scores.drops_random_groups.o1,
-            }
-            if scores.drops_random_groups is not None:
-                self.split.controls[target] = of_random_groups
-        identified = {} if math.isnan(scores.identified) else {"identified": scores.identified}
-        movement = {} if math.isnan(scores.movement) else {"movement": scores.movement}
-        return (
-            identified
-            | movement
-            | {
-                "agreement": scores.agreement,
-                "agreement_random_maps": scores.agreement_random_maps,
-                "drops_o1": scores.drops.o1,
-                **of_random_groups,
-            }
+            xnn,
+            batches,
+            target,
+            grid=grid,
+            fill=fill,
+            seed=self.seed,
+            controls=of_random_groups is None,
+            contributions=self._contributions_beside(xnn, target) if of_random_groups is None else None,
         )
+        if of_random_groups is None:
+            of_random_groups = _of_random_groups(scores)
+            if scores.drops_random_groups is not None:
+                self.split.controls[drawn] = of_random_groups
+        return {
+            "identified": _known(scores.identified),
+            "movement": _known(scores.movement),
+            "agreement": scores.agreement,
+            "agreement_random_maps": scores.agreement_random_maps,
+            "drops_o1": scores.drops.o1,
+            **of_random_groups,
+        }
+
+    def _contributions_beside(self, xnn: XNNAttribution, target: Target) -> ContributionGroups | None:
+        """Make contributions with the base of exact forms to compare a learned network with; None if they have none."""
+        if isinstance(xnn.explainer(target).form, ContributionGroups):
+            return None
+        activations = self.split.train.activations()
+        task = Outputs.of(activations, [target]).task((target,))
+        try:
+            return self.settings.ungrouped(self.settings.attribution(seed=self.seed), activations, task)
+        except ValueError:  # patch scores then have no random groups
+            return None
 
     def _subspaces(self, relevances: Relevances, target: Target) -> Values:
         """Measure the time of relevances, and the overlap of their drops."""
@@ -287,6 +302,28 @@ class Measurement:
             return None
         joined = torch.cat(inputs)
         return joined if joined.is_floating_point() else None
+
+
+def _x_features(xnn: XNNAttribution | Relevances, target: Target) -> int:
+    """Count the x-features of a target."""
+    if not isinstance(xnn, Relevances):
+        return int(xnn.explainer(target).form.n_features)
+    dictionary = xnn.concepts.get(target)
+    return len(xnn.directions[target]) + 1 if dictionary is None else len(dictionary.concepts)
+
+
+def _of_random_groups(scores: PatchScores) -> Values:
+    """Collect the values of random groups; they are None where contributions cannot be computed."""
+    return {
+        "agreement_random_groups": scores.agreement_random_groups,
+        "identified_random_groups": _known(scores.identified_random_groups),
+        "drops_o1_random_groups": None if scores.drops_random_groups is None else scores.drops_random_groups.o1,
+    }
+
+
+def _known(value: float | None) -> float | None:
+    """Replace NaN, which a single x-feature has, by None."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _timed(explain: Callable[[Any, Any], Any], x: Any, more: Any) -> tuple[Any, float]:

@@ -31,7 +31,7 @@ from captum_xnn.training._subspaces import evenly
 if TYPE_CHECKING:  # rivals get an attribution to fill with explainers, and make none
     from captum_xnn.attribution import XNNAttribution
 
-__all__ = ["METHODS", "Dictionaries", "Partition", "Subspaces", "named_methods"]
+__all__ = ["METHODS", "Dictionaries", "Partition", "Subspaces", "named_methods", "ungrouped"]
 
 # Latents of a sparse autoencoder for each dimension of the layer, their largest number, and how many are active.
 _LATENTS, _MOST_LATENTS, _ACTIVE = 4, 512, 16
@@ -65,7 +65,7 @@ class Partition(Rule):
 
     def _fit_one(self, xnn: XNNAttribution, activations: Activations, task: Task) -> None:
         (target,) = task.targets
-        form = _ungrouped(xnn, activations, task)
+        form = ungrouped(xnn, activations, task)
         numbers = [xnn.contributions(x, target, more) for x, more in _chosen_batches(xnn, activations, task, form)]
         contributions = torch.cat([n.contributions for n in numbers])
         generator = torch.Generator().manual_seed(xnn.seed)
@@ -101,7 +101,7 @@ class Subspaces(Rule):
         relevances = Relevances(xnn, {})
         for target in targets:
             task = outputs.task((target,))
-            form = _ungrouped(xnn, activations, task)
+            form = ungrouped(xnn, activations, task)
             pairs = [relevances.factors(x, target, more) for x, more in _chosen_batches(xnn, activations, task, form)]
             a, c = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in range(2))
             generator = torch.Generator().manual_seed(xnn.seed)
@@ -136,7 +136,7 @@ class Dictionaries(Rule):
         relevances = Relevances(xnn, {}, {})
         for target in targets:
             task = outputs.task((target,))
-            form = _ungrouped(xnn, activations, task)
+            form = ungrouped(xnn, activations, task)
             chosen = _chosen_rows(activations, task, form)
             own, every = (
                 torch.cat(
@@ -159,8 +159,14 @@ class Dictionaries(Rule):
         return (a + relevances.base(target)).flatten(0, 1)
 
 
-def _ungrouped(xnn: XNNAttribution, activations: Activations, task: Task) -> ContributionGroups:
-    """Make contributions with a group for each dimension, and put them into the attribution's explainers."""
+def ungrouped(xnn: XNNAttribution, activations: Activations, task: Task) -> ContributionGroups:
+    """Make contributions with a group for each dimension, and put them into the attribution's explainers.
+
+    Args:
+        xnn: An attribution of the layer.
+        activations: Activations of the training examples, with their source.
+        task: The outputs to explain.
+    """
     reader = xnn._reader()
     make = form_maker(ContributionGroups, activations, reader)
     dtype = torch.float64 if activations.Z.dtype == torch.float64 else torch.float32

@@ -56,8 +56,8 @@ class Split(NamedTuple):
     test: Subset
     shown: dict[Target, Tensor]
     """Rows of the data for maps and patches of each target."""
-    controls: dict[Target, Values]
-    """Values of random groups for each target, which all methods share; the first method draws them."""
+    controls: dict[tuple[Target, int], Values]
+    """Values of random groups for each target and number of groups. Methods with as many x-features share them."""
 
 
 @dataclass(frozen=True)

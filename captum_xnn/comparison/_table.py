@@ -34,12 +34,13 @@ class Measure(NamedTuple):
     title: str
     """Heading of the column."""
     best: str
-    """"low" or "high" where such values are best; empty for controls."""
+    """"low" or "high" where such values are best; empty for controls and counts."""
     is_sampled: bool = True
-    """Whether the mean has an interval. Controls and costs have none."""
+    """Whether the mean has an interval. Controls, counts and costs have none."""
 
 
 MEASURES = (
+    Measure("x_features", "x-features", "", False),
     Measure("f_reg", "F_reg", "low"),
     Measure("f_cls", "F_cls", "high"),
     Measure("agreement", "patch agreement", "high"),
@@ -225,8 +226,8 @@ class MethodComparison:
         )
         repeats = f"{self.repeats} repeat{'s' * (self.repeats > 1)}"
         made = (
-            f"Layer {self.layer}, {many}, {self.n_features} x-features; fitted on {self.train:,} examples and measured "
-            f"on {self.test:,} others"
+            f"Layer {self.layer}, {many}, {self.n_features} x-features asked for; fitted on {self.train:,} examples "
+            f"and measured on {self.test:,} others"
         )
         if len(self.targets) * self.repeats == 1:
             return (

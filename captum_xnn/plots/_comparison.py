@@ -24,12 +24,14 @@ def draw_comparison(found: MethodComparison) -> Figure:
         found: The comparison.
 
     Raises:
-        ValueError: If its columns are controls only.
+        ValueError: If its columns are controls and counts only.
     """
     panels = [m for m in found.measures if m.best]
     if not panels:
-        raise ValueError("the selected columns are controls only, which have no panels; select a measure beside them")
-    controls = [m for m in found.measures if not m.best]
+        raise ValueError(
+            "the selected columns are controls only, or counts, which have no panels; select a measure beside them"
+        )
+    controls = [m for m in found.measures if not m.best and m.key.startswith(tuple(f"{p.key}_" for p in panels))]
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
     size = (1.5 + 2.3 * columns, 0.3 + rows * (0.8 + 0.32 * len(found.methods)))
