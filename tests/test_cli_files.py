@@ -887,10 +887,17 @@ def test_report_against_another_output(folder: Path, groups: Path, tmp_path: Pat
         (["--against", "all"], "--against is 'all', and not one output; pass the index"),
     ],
 )
-def test_explain_refuses_what_it_cannot_compare(
-    folder: Path, groups: Path, tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["explain", "report"])
+def test_commands_refuse_what_they_cannot_compare(
+    folder: Path,
+    groups: Path,
+    tmp_path: Path,
+    command: str,
+    more: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = ["explain", "--explainer", f"{groups}", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
+    run = [command, "--explainer", f"{groups}", "--data", f"{folder}/few/images", "--device", "cpu", "--quiet"]
     assert cli.main([*run, "--out", f"{tmp_path}/out", *more]) == 1
     assert said in one_line(capsys)
 

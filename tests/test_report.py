@@ -128,6 +128,15 @@ def test_rows_have_the_numbers_and_maps_of_the_difference(compared: Any, explain
     assert all("rather" not in row for row in data["targets"][1]["rows"])  # an output is not compared with itself
 
 
+def test_the_only_output_is_not_compared_with_itself(explained: Any, tmp_path: Path) -> None:
+    """As in explain: the page had no second sentences, and said nothing."""
+    xnn, images, _ = explained
+    for target, against in ((1, 1), ([1], (1,)), (1, torch.tensor(1))):
+        with pytest.raises(ValueError, match=r"target and against are both 1.*always 0; pass two outputs"):
+            xnn.report(images[:4], tmp_path / "why.html", target, against=against)
+    assert not (tmp_path / "why.html").exists()
+
+
 def test_page_is_well_formed(page: tuple[str, Page]) -> None:
     text, parsed = page
     assert text.startswith("<!DOCTYPE html>")
