@@ -119,8 +119,23 @@ def test_tokens_and_other_numbers_of_x_features():
         made = xnn.contributions(data, 0)
         assert made.contributions.shape == (100, n)
         assert float((made.prediction - made.surrogate).abs().mean()) < 0.02 * float(made.prediction.std())
-    with pytest.raises(ValueError, match="n_features is 10, but the layer has 8 dimensions; pass at most 9"):
-        XNNAttribution(model, "1", 10, autoencoder=DRSA).fit(data, 0, progress=False)
+    with pytest.raises(ValueError, match="n_features is 9, but the layer has 8 dimensions; pass at most 8"):
+        XNNAttribution(model, "1", 9, autoencoder=DRSA).fit(data, 0, progress=False)
+
+
+@pytest.mark.parametrize(("n", "width"), [(2, 8), (4, 4), (5, 3), (16, 1)])
+def test_the_remainder_has_as_many_directions_as_a_subspace(n, width):
+    """Four subspaces of a fourth each filled the layer, and left a fifth x-feature of zeros."""
+    model, data = dense(), vectors()
+    xnn = XNNAttribution(model, "1", n, autoencoder=DRSA).fit(data, 0, progress=False)
+    U = xnn.explainer(0).form.directions
+    assert U.shape == (16, (n - 1) * width) and width <= 16 - U.shape[1]
+    found = xnn.contributions(data, 0).contributions
+    assert float(found[:, -1].std()) > 1e-3 * float(found.std())
+
+
+def test_subspaces_of_a_wide_layer_have_the_given_size():
+    assert [DRSA(40, n, size=8).width for n in (2, 5)] == [8, 8] and DRSA(40, 6, size=8).width == 6
 
 
 def test_saved_and_loaded_gives_the_same(fitted, tmp_path):

@@ -41,7 +41,8 @@ class DRSA(ContributionGroups):
         n_features: Number of x-features K, with the remainder.
         n_outputs: Explained outputs C. All share the subspaces.
         channels: Dimension of Z that holds D, as for ContributionGroups.
-        size: Largest number of directions in a subspace.
+        size: Largest number of directions in a subspace. Where the layer has few dimensions, a subspace has D // K, so
+            that the remainder has at least as many.
         steps: Largest number of steps of the gradient ascent.
         positives: Largest number of examples of the class to learn from.
         others: Largest number of further examples to learn from.
@@ -50,7 +51,7 @@ class DRSA(ContributionGroups):
         tolerance: As for ContributionGroups.
 
     Raises:
-        ValueError: If a number is out of range, or there are fewer dimensions than subspaces.
+        ValueError: If a number is out of range, or there are fewer dimensions than x-features.
 
     Example:
         >>> from torch import nn
@@ -96,12 +97,12 @@ class DRSA(ContributionGroups):
         if size < 1 or steps < 0:
             raise ValueError(f"size is {size} and steps {steps}; pass size >= 1 and steps >= 0")
         D, subspaces = len(self.groups), n_features - 1
-        if subspaces > D:
-            raise ValueError(f"n_features is {n_features}, but the layer has {D} dimensions; pass at most {D + 1}")
+        if n_features > D:
+            raise ValueError(f"n_features is {n_features}, but the layer has {D} dimensions; pass at most {D}")
         for name in ("grid", "covered", "strongest", "ridge", "balance"):  # of groups alone
             del self.config[name]
         self.config |= {"size": size, "steps": steps}
-        self.width = min(size, D // subspaces) if subspaces else 0
+        self.width = min(size, D // n_features) if subspaces else 0
         member = torch.arange(subspaces, device="cpu").repeat_interleave(self.width)
         self.register_buffer("directions", torch.zeros(D, len(member), device="cpu"))
         self.groups = F.one_hot(torch.cat([member, torch.tensor([subspaces], device="cpu")]), n_features).to(
