@@ -165,6 +165,48 @@ def test_numbers_out_of_range():
         craft(rand(10, 3), 0)
 
 
+def _topk(Z, **settings):
+    return topk_sae(Z, 4, active=2, steps=1, generator=torch.Generator().manual_seed(0), **settings)
+
+
+ON_ACTIVATIONS = {
+    "codes": lambda Z: non_negative_codes(Z, torch.ones(2, 4)),
+    "craft": lambda Z: craft(Z, 2),
+    "face": lambda Z: face(Z, lambda Z: Z, 2, steps=1),
+    "topk": _topk,
+    "topk codes": lambda Z: _topk(torch.rand(9, 4)).encode(Z),
+}
+
+
+@pytest.mark.parametrize("name", ON_ACTIVATIONS)
+def test_activations_that_are_empty_or_not_finite_are_refused(name):
+    Z = torch.rand(6, 4)
+    for value in (float("nan"), float("inf")):
+        Z[2, 1] = value
+        with pytest.raises(ValueError, match=r"activations are NaN or infinite in 1 of 6 rows; check the values"):
+            ON_ACTIVATIONS[name](Z)
+    with pytest.raises(ValueError, match=r"activations have shape \(0, 4\); pass \(M, D\) with at least one row"):
+        ON_ACTIVATIONS[name](Z[:0])
+
+
+def test_other_numbers_that_are_empty_or_not_finite_are_refused():
+    Z, nan = torch.rand(6, 4), float("nan")
+    for act, said in (
+        (lambda: non_negative_codes(Z, Z[:0]), r"concepts have shape \(0, 4\); pass"),
+        (lambda: non_negative_codes(Z, Z * nan), "concepts are NaN or infinite in 6 of 6 rows"),
+        (lambda: dictionary_contributions(craft(Z, 2), Z, Z[0], Z * nan), "slopes are NaN or infinite in 6 of 6"),
+        (lambda: dictionary_contributions(craft(Z, 2), Z, Z, Z), r"the base \(6, 4\).*pass \(M, D\), \(D,\)"),
+        (lambda: face(Z, lambda Z: Z * nan, 2), "outputs of rest are NaN or infinite in 6 of 6 rows"),
+        (lambda: sobol_indices(lambda mask: mask[:, 0] * nan, 2), "scores are NaN or infinite in 64 of 64 rows"),
+        (lambda: sobol_indices(lambda mask: mask, 2), r"scores have shape \(64, 2\); return one score for each mask"),
+        (lambda: image_crops(torch.rand(0, 1, 4, 4)), r"images have shape \(0, 1, 4, 4\); pass \(N, C, H, W\)"),
+        (lambda: image_crops(torch.full((2, 1, 4, 4), nan)), "images are NaN or infinite in 2 of 2 rows"),
+        (lambda: _topk(Z, batch=0), "steps is 1 and batch 0; pass steps >= 0 and batch >= 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            act()
+
+
 def test_a_dictionary_rebuilds_from_its_offset():
     made = Dictionary(torch.eye(2), torch.tensor([1.0, 2.0]), lambda Z: Z)
     assert made.rebuilt(torch.tensor([[3.0, 4.0]])).tolist() == [[4.0, 6.0]]

@@ -1,5 +1,7 @@
 """Partitions on contributions whose blocks are known, against plain algebra, and the same on any processor."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -267,8 +269,9 @@ def test_other_contributions_are_refused(make):
         make(torch.ones(0, 3), 2)
     with pytest.raises(ValueError, match=r"have 3 dimensions, and the groups asked for need \d; ask for fewer"):
         make(torch.ones(4, 3), 4)
-    with pytest.raises(ValueError, match="the number of groups is below 1; pass at least 1"):
-        make(torch.ones(4, 3), -1)
+    for number in (0, -1):
+        with pytest.raises(ValueError, match="the number of groups is below 1; pass at least 1"):
+            make(torch.ones(4, 3), number)
     with pytest.raises(ValueError, match="contributions are NaN or infinite"):
         make(torch.full((4, 3), float("nan")), 2)
 
@@ -283,3 +286,14 @@ def test_other_subspaces_are_refused():
         prca(a, a * float("nan"), 2)
     with pytest.raises(ValueError, match=r"shape \(2, 5, 1\), not \(K, 6, d\); pass the result of prca or drsa"):
         subspace_relevances(torch.ones(2, 5, 1), a, a)
+    with pytest.raises(ValueError, match="subspaces are NaN or infinite; find them again"):
+        subspace_relevances(torch.full((2, 6, 1), float("nan")), a, a)
+    for find in (prca, partial(drsa, generator=torch.Generator())):
+        with pytest.raises(ValueError, match="0 subspaces of 1 dimensions were asked for; pass at least 1"):
+            find(a, a, 0)
+        with pytest.raises(ValueError, match="2 subspaces of 0 dimensions"):
+            find(a, a, 2, size=0)
+        with pytest.raises(ValueError, match=r"shape \(0, 6\), not \(M, D\) with at least one example"):
+            find(a[:0], a[:0], 2)
+    with pytest.raises(ValueError, match="activations have 6 dimensions, and the subspaces asked for need 7"):
+        drsa(a, a, 7, generator=torch.Generator())

@@ -84,6 +84,9 @@ def dictionary_contributions(of: Dictionary, activations: Tensor, base: Tensor, 
         base: (D,).
         slopes: Mean slopes of the output on the way from the base to the activations, (M, D).
 
+    Raises:
+        ValueError: If shapes do not fit, there are no examples, or a number is not finite.
+
     Example:
         >>> H = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         >>> two = Dictionary(H, torch.zeros(3), partial(non_negative_codes, concepts=H))
@@ -91,6 +94,12 @@ def dictionary_contributions(of: Dictionary, activations: Tensor, base: Tensor, 
         >>> dictionary_contributions(two, Z, torch.zeros(3), slopes)  # 400 is unexplained
         tensor([[ 2., 30.]])
     """
+    if activations.shape != slopes.shape or base.shape != activations.shape[1:]:
+        raise ValueError(
+            f"activations have shape {tuple(activations.shape)}, the base {tuple(base.shape)} and slopes "
+            f"{tuple(slopes.shape)}; pass (M, D), (D,) and (M, D)"
+        )
+    _check(slopes, "slopes")
     codes = of.encode(activations) - of.encode(base[None])
     return codes * (slopes @ of.concepts.to(slopes).T).to(codes)
 
@@ -106,7 +115,7 @@ def non_negative_codes(activations: Tensor, concepts: Tensor) -> Tensor:
         concepts: H, (K, D).
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, there are no examples or concepts, or a number is not finite.
 
     Example:
         >>> H = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -119,6 +128,8 @@ def non_negative_codes(activations: Tensor, concepts: Tensor) -> Tensor:
             f"activations have shape {tuple(activations.shape)} and concepts {tuple(concepts.shape)}; pass (M, D) and "
             "(K, D) of the same layer"
         )
+    _check(activations, "activations")
+    _check(concepts, "concepts")
     H = concepts.double()
     gram = H @ H.T
     drive = activations.double() @ H.T
@@ -128,6 +139,16 @@ def non_negative_codes(activations: Tensor, concepts: Tensor) -> Tensor:
     system = system + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram), device="cpu").to(gram)
     codes: Tensor = torch.linalg.solve(system, active * drive).to(activations)
     return codes
+
+
+def _check(values: Tensor, name: str, form: str = "(M, D)") -> None:
+    """Raise unless there are numbers of the form, at least one row of them, and all of them finite."""
+    shape = tuple(values.shape)
+    if values.dim() != form.count(",") + 1 or not values.numel():
+        raise ValueError(f"{name} have shape {shape}; pass {form} with at least one row")
+    bad = int((~values.isfinite()).reshape(len(values), -1).any(1).sum())
+    if bad:
+        raise ValueError(f"{name} are NaN or infinite in {bad} of {len(values)} rows; check the values of these rows")
 
 
 def _descended(drive: Tensor, gram: Tensor) -> Tensor:
@@ -152,7 +173,7 @@ def image_crops(images: Tensor, *, side: int = 3, share: float = 0.5) -> Tensor:
         share: Height and width of a crop, as shares of the image's.
 
     Raises:
-        ValueError: If the images have another shape, or a number is out of range.
+        ValueError: If the images have another shape, there are none, or a number is out of range or not finite.
 
     Example:
         >>> image_crops(torch.arange(16.0).reshape(1, 1, 4, 4), side=2)[:, 0, 0, 0]
@@ -163,6 +184,7 @@ def image_crops(images: Tensor, *, side: int = 3, share: float = 0.5) -> Tensor:
             f"images have shape {tuple(images.shape)}, side is {side} and share {share}; pass (N, C, H, W), at least 1 "
             "crop, and a share in (0, 1]"
         )
+    _check(images, "images", "(N, C, H, W)")
     height, width = (max(1, round(share * size)) for size in images.shape[2:])
     tops = torch.linspace(0, images.shape[2] - height, side, device="cpu").round().long().tolist()
     lefts = torch.linspace(0, images.shape[3] - width, side, device="cpu").round().long().tolist()
@@ -186,6 +208,7 @@ def _factors(activations: Tensor, concepts: int, seed: int) -> tuple[Tensor, Ten
             f"activations have shape {tuple(activations.shape)}, and {concepts} concepts were asked for; pass (M, D) "
             "and at least 1 concept"
         )
+    _check(activations, "activations")
     if bool((activations < 0).any()):
         raise ValueError(
             f"activations go down to {float(activations.min()):.3g}, but non-negative factors need non-negative ones; "
@@ -215,7 +238,7 @@ def craft(crops: Tensor, concepts: int, *, seed: int = 0) -> Dictionary:
         seed: Seed of the start, where singular vectors cannot give one.
 
     Raises:
-        ValueError: If shapes do not fit, or activations are negative.
+        ValueError: If shapes do not fit, there are no activations, or they are negative or not finite.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -243,7 +266,7 @@ def sobol_indices(score: Callable[[Tensor], Tensor], concepts: int, *, draws: in
         seed: Seed of the scrambling of the sequence.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or scores have another shape or are not finite.
 
     Example:
         >>> sobol_indices(lambda mask: 3 * mask[:, 0] + mask[:, 1], 2, draws=1024).round(decimals=2)
@@ -257,13 +280,21 @@ def sobol_indices(score: Callable[[Tensor], Tensor], concepts: int, *, draws: in
     engine = torch.quasirandom.SobolEngine(2 * concepts, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
     drawn = engine.draw(draws, dtype=torch.float64)
     A, B = drawn[:, :concepts], drawn[:, concepts:]
-    own = score(A).double()
+
+    def scores(masks: Tensor) -> Tensor:
+        values = score(masks)
+        if values.shape != (draws,):
+            raise ValueError(f"scores have shape {tuple(values.shape)}; return one score for each mask, ({draws},)")
+        _check(values, "scores", "(n)")
+        return values.double()
+
+    own = scores(A)
     variance = own.var(correction=0)
     found = []
     for k in range(concepts):
         mixed = A.clone()
         mixed[:, k] = B[:, k]
-        found.append((own - score(mixed).double()).square().mean() / 2)
+        found.append((own - scores(mixed)).square().mean() / 2)
     return torch.stack(found) / torch.where(variance > 0, variance, 1)
 
 
@@ -299,7 +330,8 @@ def face(
         seed: Seed of the start, where singular vectors cannot give one.
 
     Raises:
-        ValueError: If shapes do not fit, or activations are negative.
+        ValueError: If shapes do not fit, there are no activations, they are negative, or they or the model's outputs
+            are not finite.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -311,7 +343,9 @@ def face(
     Z = activations.detach()
     start = _factors(activations, concepts, seed)[1]
     H = nn.Parameter(start.to(Z))
-    target = rest(Z).detach().log_softmax(1)
+    outputs = rest(Z).detach()
+    _check(outputs, "outputs of rest", "(M, C)")
+    target = outputs.log_softmax(1)
     descent = torch.optim.Adam([H], lr=rate * float(start.square().mean().sqrt()))
     size = Z.square().sum().clamp_min(torch.finfo(Z.dtype).tiny)
     with torch.enable_grad():
@@ -325,6 +359,7 @@ def face(
             with torch.no_grad():
                 H.clamp_(min=0)
     found = H.detach().double()
+    _check(found, "concepts", "(K, D)")
     length = found.norm(dim=1, keepdim=True)
     found = found / torch.where(length > 0, length, 1)
     return Dictionary(
@@ -360,7 +395,7 @@ def topk_sae(
         generator: CPU generator of the start and of the batches.
 
     Raises:
-        ValueError: If activations have another shape, or a number is out of range.
+        ValueError: If activations have another shape, there are none, or a number is out of range or not finite.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -377,6 +412,9 @@ def topk_sae(
             f"activations have shape {tuple(activations.shape)}, and {active} of {latents} latents are active; pass "
             "(M, D) and at most as many active latents as there are"
         )
+    if steps < 0 or batch < 1:
+        raise ValueError(f"steps is {steps} and batch {batch}; pass steps >= 0 and batch >= 1")
+    _check(activations, "activations")
     Z = activations.detach()
     mean = Z.mean(0)
     scale = float((Z - mean).square().mean().sqrt().clamp_min(torch.finfo(Z.dtype).tiny))
@@ -397,6 +435,7 @@ def topk_sae(
     weight, bias, middle, concepts = (p.detach().double() for p in (W, b, offset, H))
 
     def encode(Z: Tensor) -> Tensor:
+        _check(Z, "activations")
         u = F.relu((Z.double() / scale - middle) @ weight.T + bias)
         return (_largest(u, active) * scale).to(Z)
 

@@ -73,6 +73,8 @@ def single_dimensions(contributions: Tensor, groups: int) -> Tensor:
                 [1., 0.],
                 [0., 1.]], dtype=torch.float64)
     """
+    if groups < 1:
+        raise ValueError("the number of groups is below 1; pass at least 1")
     c = _checked(contributions, groups + 1)
     left, chosen = c.abs().mean(0), torch.full((c.shape[1],), groups, device=c.device)
     for k in range(groups):
@@ -189,7 +191,8 @@ def prca(activations: Tensor, contexts: Tensor, subspaces: int, *, size: int = 1
         size: d, dimensions of each subspace.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite, or K d is more than D.
+        ValueError: If shapes do not fit, there are no examples, values are not finite, a number is below 1, or K d is
+            more than D.
 
     Example:
         >>> a = torch.eye(3)
@@ -200,7 +203,7 @@ def prca(activations: Tensor, contexts: Tensor, subspaces: int, *, size: int = 1
     Reference:
         Chormai et al., "Disentangled Explanations of Neural Network Predictions by Finding Relevant Subspaces", 2024.
     """
-    a, c = _checked_pair(activations, contexts, subspaces * size)
+    a, c = _checked_pair(activations, contexts, _directions(subspaces, size))
     product = a.T @ c / len(a)
     U = _leading(product + product.T, subspaces * size)
     return U.T.reshape(subspaces, size, -1).transpose(1, 2)
@@ -233,7 +236,8 @@ def drsa(
         generator: CPU generator that draws the start.
 
     Raises:
-        ValueError: If shapes do not fit, values are not finite, or K d is more than D.
+        ValueError: If shapes do not fit, there are no examples, values are not finite, a number is below 1, or K d is
+            more than D.
 
     Example:
         >>> a = torch.eye(2).repeat(4, 1)
@@ -244,8 +248,8 @@ def drsa(
     Reference:
         Chormai et al., "Disentangled Explanations of Neural Network Predictions by Finding Relevant Subspaces", 2024.
     """
-    size = activations.shape[-1] // subspaces if size is None else size
-    a, c = _checked_pair(activations, contexts, subspaces * size)
+    a, c = _checked_pair(activations, contexts, _directions(subspaces, 1 if size is None else size))
+    size = a.shape[1] // subspaces if size is None else size
     a, c = (x / x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, c))
     drawn = torch.randn(a.shape[1], subspaces * size, generator=generator, dtype=torch.float64, device="cpu")
     U, rate = _orthogonal(drawn.to(a)), 1.0
@@ -290,6 +294,8 @@ def subspace_relevances(U: Tensor, activations: Tensor, contexts: Tensor) -> Ten
             f"subspaces have shape {tuple(U.shape)}, not (K, {a.shape[1]}, d); pass the result of prca or drsa for "
             "this layer"
         )
+    if not bool(U.isfinite().all()):
+        raise ValueError("subspaces are NaN or infinite; find them again by prca or drsa")
     found = _relevances(U.detach().to(a).transpose(0, 1).flatten(1), a, c, len(U))
     return torch.cat([found, (a * c).sum(1, keepdim=True) - found.sum(1, keepdim=True)], 1)
 
@@ -394,6 +400,13 @@ def _checked(values: Tensor, least: int, name: str = "contributions", parts: str
     if not bool(values.isfinite().all()):
         raise ValueError(f"{name} are NaN or infinite in some examples; check the values of these examples")
     return values.detach().double()
+
+
+def _directions(subspaces: int, size: int) -> int:
+    """Return the number of directions of all subspaces."""
+    if subspaces < 1 or size < 1:
+        raise ValueError(f"{subspaces} subspaces of {size} dimensions were asked for; pass at least 1 of each")
+    return subspaces * size
 
 
 def _checked_pair(activations: Tensor, contexts: Tensor, directions: int) -> tuple[Tensor, Tensor]:
