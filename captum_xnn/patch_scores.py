@@ -114,6 +114,16 @@ def patch_scores(
 ) -> PatchScores:
     """Cover the patches of every example one by one, and measure x-features and maps beside their controls.
 
+    A patch takes away little, so the tolerance of the path integral, 0.01 standard deviations of the output, shows in
+    the scores. On six fits to a small network of drawn images, with 10 images each, the drops have a relative error of
+    0.03 to 0.13. Compared with a tolerance of 1e-5, patch agreement and identified maps differ by up to 0.04, and O1 of
+    drops by up to 0.02. The agreement of a single x-feature also differs from that of the 1-Heatmap, its equal.
+
+    A finer integral costs too much to be the default. With a tolerance of 0.003, patch scores take 1.1 to 2.9 times as
+    long on that network, and 2.3 times in the middle of a ResNet-18; with 0.001, 1.2 to 7.9 times and 6 times. At the
+    last block of a ResNet-18 they take no longer. To compare small differences, fit with
+    ``autoencoder=partial(ContributionGroups, tolerance=1e-4)``; patch scores then take up to 15 times as long.
+
     Args:
         xnn: An attribution fitted to the target.
         inputs: Images (N, C, H, W), or channels last; or texts or rows of a table (N, L, ...). On the model's device.

@@ -104,6 +104,15 @@ def test_measures_and_controls_by_loops(model, form):
     assert found.identified_random_groups == pytest.approx(sum(identified) / 3, abs=0.1)
 
 
+def test_one_x_feature_agrees_as_the_1_heatmap_where_the_integral_is_fine(model):
+    """The docstring's remedy: with the default tolerance, the two numbers may differ by the error of the integral."""
+    data = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    form = partial(ContributionGroups, tolerance=1e-5, most=4096)
+    xnn = XNNAttribution(model, "1", 1, autoencoder=form).fit(data, 0, progress=False)
+    found = patch_scores(xnn, data[:6], 0, grid=2)
+    assert found.agreement == pytest.approx(found.agreement_one_heatmap, abs=1e-6) and found.movement > 0.999
+
+
 def test_a_learned_form_without_contributions_has_no_random_groups(model):
     """Nothing can be put back into a layer of which a mean is explained."""
     settings = {"heatmap": FromCaptum(InputXGradient), "output_transform": lambda Z: Z.mean((2, 3))}

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from captum_xnn._files import replace_file
 from captum_xnn.activations._batches import as_batches
 from captum_xnn.layers._lookup import find_layer, unwrap
-from captum_xnn.layers._targets import Target, one_target, single_target, targets_by_explainer
+from captum_xnn.layers._targets import Difference, Target, one_target, single_target, targets_by_explainer
 from captum_xnn.plots._names import names_by_target, resolve_names
 from captum_xnn.report._cache import ReportCache, describe, identity
 from captum_xnn.report._chapters import chapter
@@ -108,7 +108,9 @@ def write_report(
     targets = [t for (t,) in targets_by_explainer(target, joint=False)]
     if len(targets) == 1:
         one_target(targets[0], options.against)  # an output against itself is an error; among others it is left out
-    options = replace(options, against=single_target(options.against))
+    against = single_target(options.against)
+    assert not isinstance(against, Difference)  # only one_target makes those
+    options = replace(options, against=against)
     all_names = names_by_target(options.names, layer, targets)
     names = [resolve_names(all_names.get(str(t), {}), xnn.explainer(t).form.n_features) for t in targets]
     _check_rereadable(images, "images")
