@@ -214,10 +214,13 @@ def test_inputs_that_are_no_images_are_told(explained) -> None:
 
 def test_examples_of_the_class_say_how_usual_they_are(explained, cards, everything) -> None:
     xnn, images, target = explained
-    shares = dict(zip(everything.own.tolist(), typicality(everything.vE[everything.own]).share.tolist(), strict=True))
+    found = typicality(everything.vE[everything.own])
+    shares = dict(zip(everything.own.tolist(), found.share.tolist(), strict=True))
+    far = {number for number, chance in zip(shares, found.chance.tolist(), strict=True) if chance < 0.001}
     for card in cards:
         for example in (*card.fires, *card.contributes, *card.fills, *card.absent):
             assert example.usual == (pytest.approx(shares[example.number]) if example.number in shares else None)
+            assert example.unusual == (example.number in far)
     few = feature_cards(xnn, images[everything.own[:19]], target, keep=KEEP)
     assert all(example.usual is None for card in few for example in card.contributes)
 

@@ -1,12 +1,12 @@
-"""Typicality: by loops, beside scikit-learn, and with the share of outliers that chance gives."""
+"""Typicality: by loops, beside scipy, and with the share of outliers that chance gives."""
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.spatial.distance import mahalanobis
 
 from captum_xnn.metrics import typicality
-from captum_xnn.metrics._typicality import shrinkage
 
 
 def drawn(*shape, seed=0):
@@ -18,58 +18,98 @@ def mixed(M, K, seed=0):
     return drawn(M, K, seed=seed) @ drawn(K, K, seed=99) + 5 * drawn(K, seed=98)
 
 
-def covariance(X, delta):
-    S = np.cov(X.T, bias=True)
-    return (1 - delta) * S + delta * np.trace(S) / len(S) * np.eye(len(S))
-
-
-def test_distances_beside_scipy_and_scikit_learn():
-    sklearn = pytest.importorskip("sklearn.covariance")
-    usual, new = mixed(30, 4), mixed(6, 4, seed=1)
-    X = ((usual - usual.mean(0)) / usual.std(0)).numpy()
-    sigma, delta = sklearn.ledoit_wolf(X)
-    assert shrinkage(torch.from_numpy(X)) == pytest.approx(delta, rel=1e-9)
-    assert 0 < delta < 1
-    found = typicality(new, usual)
-    for x, distance in zip(((new - usual.mean(0)) / usual.std(0)).numpy(), found.distance.tolist(), strict=True):
-        assert distance == pytest.approx(mahalanobis(x, np.zeros(4), np.linalg.inv(sigma)), rel=1e-9)
-
-
-def test_shares_by_leaving_out_one_after_the_other():
-    usual, new = mixed(25, 3), mixed(40, 3, seed=1)
-    X = ((usual - usual.mean(0)) / usual.std(0)).numpy()
-    delta = shrinkage(torch.from_numpy(X))
-    whole = covariance(X, delta)
-    target = delta * np.trace(whole) / 3 * np.eye(3)
-    without = []
-    for i in range(25):
+def without_each(X):
+    """Distance, chance and deviations of each example from the others, by a loop."""
+    made = []
+    for i in range(len(X)):
         rest = np.delete(X, i, 0)
-        sigma = (1 - delta) * np.cov(rest.T, bias=True) + target
-        without.append(mahalanobis(X[i], rest.mean(0), np.linalg.inv(sigma)))
-    found = typicality(new, usual)
-    for distance, share in zip(found.distance.tolist(), found.share.tolist(), strict=True):
-        assert share == pytest.approx((1 + sum(d >= distance for d in without)) / 26, abs=1e-12)
+        M, K = rest.shape
+        D = mahalanobis(X[i], rest.mean(0), np.linalg.inv(np.cov(rest.T).reshape(K, K)))
+        chance = stats.f.sf(D**2 * M * (M - K) / ((M + 1) * (M - 1) * K), K, M - K)
+        made.append((D, chance, (X[i] - rest.mean(0)) / rest.std(0, ddof=1)))
+    return [np.array(each) for each in zip(*made, strict=True)]
 
 
-def test_examples_judge_each_other_each_without_itself():
-    both = mixed(25, 3)
-    X = ((both - both.mean(0)) / both.std(0)).numpy()
-    delta = shrinkage(torch.from_numpy(X))
-    target = delta * np.trace(covariance(X, delta)) / 3 * np.eye(3)
-    without = []
-    for i in range(25):
-        rest = np.delete(X, i, 0)
-        sigma = (1 - delta) * np.cov(rest.T, bias=True) + target
-        without.append(mahalanobis(X[i], rest.mean(0), np.linalg.inv(sigma)))
+def test_new_examples_beside_scipy():
+    usual, new = mixed(30, 4), mixed(40, 4, seed=1)
+    found, inverse = typicality(new, usual), np.linalg.inv(np.cov(usual.numpy().T))
+    D = [mahalanobis(x, usual.numpy().mean(0), inverse) for x in new.numpy()]
+    assert found.distance.tolist() == pytest.approx(D, rel=1e-9)
+    chance = [stats.f.sf(d**2 * 30 * 26 / (31 * 29 * 4), 4, 26) for d in D]
+    assert found.chance.tolist() == pytest.approx(chance, rel=1e-7)
+    torch.testing.assert_close(found.deviations, (new - usual.mean(0)) / usual.std(0))
+    without = without_each(usual.numpy())[0]
+    wanted = [(1 + (without >= d).sum()) / 31 for d in D]
+    assert found.share.tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_examples_judge_each_other_each_without_itself(K):
+    both = mixed(25, K)
+    distance, chance, deviations = without_each(both.numpy())
     found = typicality(both)
-    assert found.distance.tolist() == pytest.approx(without, rel=1e-9)
-    assert found.share.tolist() == pytest.approx([sum(other >= d for other in without) / 25 for d in without])
-    torch.testing.assert_close(found.deviations, torch.from_numpy(X))
+    assert found.distance.tolist() == pytest.approx(distance, rel=1e-9)
+    assert found.chance.tolist() == pytest.approx(chance, rel=1e-7)
+    assert found.share.tolist() == pytest.approx([(distance >= d).mean() for d in distance])
+    np.testing.assert_allclose(found.deviations.numpy(), deviations, rtol=1e-9)
+
+
+def unusual(c):
+    return typicality(c).chance < 0.001
+
+
+@pytest.mark.parametrize("K", [1, 3, 5])
+@pytest.mark.parametrize(("N", "times"), [(20, 500), (200, 50)])
+def test_one_in_a_thousand_normal_examples_is_unusual_and_many_of_heavy_tails(N, times, K):
+    normal = [mixed(N, K, seed=seed) for seed in range(times)]
+    found = torch.stack([unusual(c) for c in normal]).double()
+    assert 0 < float(found.mean()) < 0.0025  # of 10,000 about 10, Poisson
+    cubes = torch.stack([unusual(drawn(N, K, seed=seed) ** 3) for seed in range(times // 5)]).double()
+    assert float(cubes.mean()) > 0.01
+
+
+@pytest.mark.parametrize("K", [1, 3, 5])
+@pytest.mark.parametrize("N", [20, 40, 200])
+def test_one_gross_outlier_is_found_alone_at_its_full_size(N, K):
+    """With 20 examples the share cannot fall below one in twenty, and 4.2 deviations were the most with itself."""
+    c = drawn(N, K, seed=N)
+    before = unusual(c)
+    c[3, 0] += 1000
+    found = typicality(c)
+    after = found.chance < 0.001
+    assert bool(after[3]) and not bool((after & ~before)[torch.arange(N) != 3].any())
+    others = c[torch.arange(N) != 3, 0]
+    assert float(found.deviations[3, 0]) == pytest.approx(float((c[3, 0] - others.mean()) / others.std()), rel=1e-6)
+
+
+def test_one_example_apart_from_equal_ones_is_found():
+    c = torch.full((25, 2), 0.1)
+    c[7] = torch.tensor([0.1, 0.3])
+    found = typicality(c)
+    assert (found.chance < 0.001).nonzero().tolist() == [[7]] and bool(found.deviations.isfinite().all())
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1.7, 3.3])
+def test_equal_examples_are_refused_and_rounding_is_no_difference(value):
+    same = torch.full((25, 2), value)
+    with pytest.raises(ValueError, match="contributions of the class's examples are all equal"):
+        typicality(same)
+    rounded = same * (1 + 2e-7 * torch.randint(-1, 2, (25, 2), generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match="contributions of the class's examples are all equal"):
+        typicality(rounded)
+
+
+def test_x_features_that_depend_on_each_other_count_once():
+    usual, new = mixed(30, 2), mixed(6, 2, seed=1)
+    more = [torch.cat([c, c.sum(1, keepdim=True)], 1) for c in (new, usual)]
+    one, other = typicality(new, usual), typicality(*more)
+    torch.testing.assert_close(other.distance, one.distance)
+    torch.testing.assert_close(other.chance, one.chance)
 
 
 @pytest.mark.parametrize(("power", "M"), [(1, 30), (3, 200)])
 def test_examples_of_the_class_are_outliers_as_often_as_the_share_says(power, M):
-    """Also for heavy tails. Of 30 examples, distances to a mean with themselves in it would call 19 % outliers."""
+    """Also for heavy tails."""
     shares = []
     for seed in range(300):
         both = mixed(M + 2, 5, seed=seed)
@@ -93,7 +133,7 @@ def test_an_outlier_is_found_where_it_differs():
 def test_units_and_order_do_not_matter():
     usual, new = mixed(30, 4), mixed(6, 4, seed=1)
     scale, shift, order = (
-        torch.tensor([1e-6, 3.0, 1e4, 1.0]).double(),
+        torch.tensor([1e-3, 3.0, 1e4, 1.0]).double(),
         torch.tensor([2.0, -1.0, 0.0, 5.0]),
         [2, 0, 3, 1],
     )

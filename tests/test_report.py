@@ -28,6 +28,7 @@ from captum_xnn.report._cards import feature_cards
 from captum_xnn.report._output_names import OutputNames
 from captum_xnn.report._page import write_report
 from captum_xnn.report._thumbnails import overlay
+from captum_xnn.report._typicality import mark_usual
 from captum_xnn.report._verdict import format_error
 
 # Elements that HTML never closes, and those of SVG that close themselves.
@@ -178,7 +179,7 @@ def test_positives_are_compared_with_the_others_of_their_class(page: tuple[str, 
     xnn, images, target = explained
     own = xnn.model(images).argmax(1) == target
     usual = xnn.contributions(images[own], target).contributions.double()
-    share, deviations = typicality(usual)[1:]
+    _, chance, share, deviations = typicality(usual)
     place = own.cumsum(0) - 1
     shown = page[1].data["targets"][0]["rows"]
     for i, row in enumerate(shown):
@@ -186,12 +187,31 @@ def test_positives_are_compared_with_the_others_of_their_class(page: tuple[str, 
         if own[i]:
             k = row["usual"]["feature"]
             assert row["usual"]["share"] == pytest.approx(float(share[place[i]]), abs=1e-6)
+            assert row["usual"]["unusual"] == bool(chance[place[i]] < 0.001)
             assert row["usual"]["deviations"] == pytest.approx(float(deviations[place[i], k]), rel=1e-3)
             assert abs(row["usual"]["deviations"]) >= float(deviations[place[i]].abs().max()) - 1e-3
-    unusual = sum(row["usual"]["share"] < 0.05 for row in shown if row["is_positive"])
+    unusual = sum(row["usual"]["unusual"] for row in shown if row["is_positive"])
     said = " ".join(page[1].text)
     assert f"{unusual} of the 3 images below that the model calls green have unusual contributions" in said
     assert "compared with 30." in said
+
+
+def _marked(contributions: torch.Tensor) -> tuple[Any, list[dict[str, Any]]]:
+    rows = [{"is_positive": True, "c": [float(f"{v:.6g}") for v in c]} for c in contributions.tolist()]
+    return mark_usual(rows, contributions), rows
+
+
+def test_examples_compared_with_themselves_may_have_no_outlier_or_a_single_one() -> None:
+    """Ranks said 1 of 40 for any 40 examples and none of 20, and the outlier was 4.2 standard deviations off."""
+    usual = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    assert _marked(usual)[0] == (0, 40, 40)
+    far = usual[:20].clone()
+    far[4, 1] = 1000
+    found, rows = _marked(far)
+    assert found == (1, 20, 20)
+    assert [i for i, row in enumerate(rows) if row["usual"]["unusual"]] == [4]
+    assert rows[4]["usual"]["feature"] == 1 and rows[4]["usual"]["deviations"] > 900
+    assert _marked(torch.full((25, 2), 0.1))[0] is None
 
 
 def test_strange_image_of_the_class_is_unusual_and_few_images_tell_nothing(explained: Any, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from captum_xnn.layers._targets import Target, grouped, positives_of, predicted_
 from captum_xnn.metrics._faithfulness import FaithfulnessStream
 from captum_xnn.metrics._localisation import object_probabilities, part_probabilities
 from captum_xnn.metrics._overlap import contribution_shares
+from captum_xnn.metrics._typicality import UNUSUAL
 from captum_xnn.report._inputs import model_outputs
 from captum_xnn.report._thumbnails import crop_box
 from captum_xnn.report._typicality import usual_of
@@ -73,9 +74,11 @@ class Example:
     crop: tuple[int, ...]
     """Box around the map's mass: x0, y0, x1, y1 in pixels of the image."""
     usual: float | None = None
-    """Share of the positives whose contributions are at least as far from the class's mean: near 0 if the class has
-    unusual reasons here (:func:`captum_xnn.metrics.typicality`). None for examples of other classes, and with fewer
-    than 20 positives."""
+    """Share of the positives whose contributions are at least as far from the class's mean
+    (:func:`captum_xnn.metrics.typicality`). None for examples of other classes, and with fewer than 20 positives."""
+    unusual: bool = False
+    """Whether the contributions are farther from those of the other positives than one in a thousand would be by
+    chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -467,15 +470,21 @@ class CardStream:
                 heat.update(zip(some, map(self._small, drawn), strict=True))
         return heat
 
-    def _usual(self) -> dict[int, float]:
-        """Compute how usual the contributions of each positive are, by row index; empty with too few positives."""
+    def _usual(self) -> dict[int, tuple[float, bool]]:
+        """Compute share, and whether it is unusual, of each positive by row index; empty with too few positives."""
         found = usual_of(torch.cat(self.positive_contributions))
-        return {} if found is None else dict(zip(self.positive_numbers, found.share.tolist(), strict=True))
+        if found is None:
+            return {}
+        marks = zip(found.share.tolist(), (found.chance < UNUSUAL).tolist(), strict=True)
+        return dict(zip(self.positive_numbers, marks, strict=True))
 
-    def _examples(self, name: str, k: int, heat: dict[int, Tensor], usual: dict[int, float]) -> tuple[Example, ...]:
+    def _examples(
+        self, name: str, k: int, heat: dict[int, Tensor], usual: dict[int, tuple[float, bool]]
+    ) -> tuple[Example, ...]:
         examples = []
         for number in self.tops[name].numbers[k].tolist():
             kept, heat_of_k = self.kept[number], heat[number][k]
+            share, unusual = usual.get(number, (None, False))
             height, width = kept.image.movedim(channels_by_size(kept.image[None]) - 1, 0).shape[1:]
             examples.append(
                 Example(
@@ -488,7 +497,8 @@ class CardStream:
                     prediction=kept.prediction,
                     given=kept.given,
                     crop=crop_box(heat_of_k, (height, width)),
-                    usual=usual.get(number),
+                    usual=share,
+                    unusual=unusual,
                 )
             )
         return tuple(examples)

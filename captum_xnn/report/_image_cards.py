@@ -33,7 +33,6 @@ from captum_xnn.report._examples import (
 from captum_xnn.report._inputs import model_outputs
 from captum_xnn.report._output_names import OutputNames
 from captum_xnn.report._thumbnails import displayable, overlay, photo, shown
-from captum_xnn.report._typicality import UNUSUAL
 
 if TYPE_CHECKING:  # XNNAttribution.report calls the report
     from captum_xnn.attribution import XNNAttribution
@@ -295,7 +294,7 @@ def _cut(
         "caption": caption(example.number),
         "contribution": example.contribution,
         "other": "" if example.given in (None, target) else class_names.of(example.given),
-        "unusual": example.usual is not None and example.usual < UNUSUAL,
+        "unusual": example.unusual,
         "small": max(y1 - y0, x1 - x0) <= 64,
     }
 

@@ -12,16 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_xnn.metrics._typicality import Typicality, typicality
+from captum_xnn.metrics._typicality import UNUSUAL, Typicality, typicality, varying
 
-__all__ = ["UNUSUAL", "Unusual", "mark_usual", "usual_of"]
+__all__ = ["Unusual", "mark_usual", "usual_of"]
 
-UNUSUAL = 0.05
-"""Share of the class below which an example counts as unusual: by chance one in twenty."""
-
-# Fewer positives cannot tell one in twenty.
+# Among fewer positives an outlier would have to be farther away than most are.
 _LEAST = 20
-# Standard deviations by which the contributions of one example differ between the page and the data: rounding.
+# Share of the spread by which the contributions of one example differ between the page and the data: rounding.
 _SAME = 1e-4
 
 
@@ -29,11 +26,11 @@ class Unusual(NamedTuple):
     """Number of examples with unusual reasons."""
 
     unusual: int
-    """Shown positives with a share below :data:`UNUSUAL`."""
+    """Shown positives with a chance below ``UNUSUAL``, none or many."""
     shown: int
     """Shown positives."""
     positives: int
-    """Positives that they were compared with, M."""
+    """Positives of the data, M; a shown one is compared with the others."""
 
 
 def usual_of(contributions: Tensor) -> Typicality | None:
@@ -43,13 +40,13 @@ def usual_of(contributions: Tensor) -> Typicality | None:
         contributions: Contributions of the positives, (M, K).
     """
     M, K = contributions.shape
-    if max(_LEAST, K + 2) > M or not bool((contributions.std(0) > 1e-9 * contributions.abs().amax(0)).any()):
+    if max(_LEAST, K + 2) > M or not bool(varying(contributions).any()):
         return None
     return typicality(contributions)
 
 
 def mark_usual(rows: Sequence[dict[str, Any]], contributions: Tensor) -> Unusual | None:
-    """Add to each positive of a page its share, and the x-feature in which it differs most from the class.
+    """Add to each positive of a page its share, whether it is unusual, and the x-feature in which it differs most.
 
     A positive that is also in the data is compared with the other positives there.
 
@@ -63,10 +60,27 @@ def mark_usual(rows: Sequence[dict[str, Any]], contributions: Tensor) -> Unusual
         return None
     c = torch.tensor([row["c"] for row in shown], dtype=torch.float64, device="cpu")
     found = typicality(c, contributions)
-    deviation = contributions.std(0).clamp_min(torch.finfo(contributions.dtype).tiny)
-    apart, nearest = ((c[:, None] - contributions).abs() / deviation).amax(2).min(1)
-    shares = torch.where(apart < _SAME, within.share[nearest], found.share)
-    for row, share, deviations in zip(shown, shares.tolist(), found.deviations, strict=True):
-        k = int(deviations.abs().argmax())
-        row["usual"] = {"share": share, "feature": k, "deviations": float(deviations[k])}
-    return Unusual(int((shares < UNUSUAL).sum()), len(shown), len(contributions))
+    apart, nearest = ((c[:, None] - contributions).abs() / _spread(contributions)).amax(2).min(1)
+    of_data = Typicality(*(values[nearest] for values in within))
+    same = apart < _SAME
+    share, chance = (torch.where(same, a, b) for a, b in ((of_data.share, found.share), (of_data.chance, found.chance)))
+    deviations = torch.where(same[:, None], of_data.deviations, found.deviations)
+    for i, row in enumerate(shown):
+        k = int(deviations[i].abs().argmax())
+        row["usual"] = {
+            "share": float(share[i]),
+            "unusual": bool(chance[i] < UNUSUAL),
+            "feature": k,
+            "deviations": float(deviations[i, k]),
+        }
+    return Unusual(int((chance < UNUSUAL).sum()), len(shown), len(contributions))
+
+
+def _spread(contributions: Tensor) -> Tensor:
+    """Compute the distance between the quartiles of each x-feature, or the standard deviation where it is 0, (K,).
+
+    An outlier does not widen quartiles, so two other examples are not taken for one.
+    """
+    low, high = (contributions.double().quantile(q, 0) for q in (0.25, 0.75))
+    tiny = torch.finfo(torch.float64).tiny
+    return torch.where(high > low, high - low, contributions.double().std(0)).clamp_min(tiny)

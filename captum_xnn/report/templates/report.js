@@ -103,15 +103,14 @@ function sentenceOf(row, asked) {
   return text;
 }
 
-// How usual the reasons of a positive are for its class. Fewer than one in twenty are unusual by chance.
-const UNUSUAL = 0.05;
-
+// How usual the reasons of a positive are for its class.
 function usualOf(shown) {
   const { usual } = shown.first || shown;
   if (!usual) return "";
   const percent = `(${Math.max(1, Math.round(100 * usual.share))} %)`;
-  if (usual.share >= UNUSUAL) return `usual reasons ${percent}`;
-  const by = `${Math.abs(usual.deviations).toFixed(1)} standard deviations ${usual.deviations > 0 ? "above" : "below"}`;
+  if (!usual.unusual) return `usual reasons ${percent}`;
+  const size = Math.abs(usual.deviations);
+  const by = `${size < 99.95 ? size.toFixed(1) : "over 99"} standard deviations ${usual.deviations > 0 ? "above" : "below"}`;
   return `unusual reasons ${percent}: ${nameOf(usual.feature)} is ${by} its mean`;
 }
 
