@@ -41,7 +41,7 @@ __all__ = ["VAGUE", "ReportCache", "describe", "identity"]
 _MANIFEST, _CONTENT = "manifest.json", "content.json"
 # Entries that are kept; the oldest are deleted.
 _MOST = 4
-_FORMAT = 10
+_FORMAT = 11
 # Settings of a backend whose text does not show all of them.
 VAGUE = r" at 0x|<lambda>|tensor\(|\.\.\."
 
