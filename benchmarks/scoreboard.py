@@ -32,9 +32,9 @@ eff         effective number of x-features, of their mean absolute contributions
 All maps are gradient x activation of the contributions at the last feature maps that everything crosses. One-heatmap is
 by excitation backprop. Locality takes maps turned to the side of the x-feature, without what speaks against it.
 
-Two settings differ from the library's default. Maps take the mean slopes of the path integral; the library takes the
-model's gradient at the example. All methods count contributions from one base, the mean of each number of the layer;
-for feature maps, the base of the library is one number per channel.
+Two settings differ from the library's default. Maps take the mean slopes of the path integral, where the library's
+GradientMaps take the model's gradient at the example. All methods count contributions from one base, the mean of each
+number of the layer; for feature maps, the base of the library is one number per channel.
 
 The path integral has 12 nodes where these miss little: of the images' logits less than 2 % of their standard deviation,
 and of the drops by covered patches less than 6 %. Elsewhere the nodes of a class are doubled, up to 384, until 1 % and
@@ -662,7 +662,9 @@ def ranks(lines: Sequence[Line]) -> list[Line]:
             more: Line = {}
             for name, keys in RANKED.items():
                 own = [line[key] for key in keys if key in line]
-                more |= {name: math.fsum(own) / len(own), "asked": len(own)} if own else {}
+                more |= {name: math.fsum(own) / len(own)} if own else {}
+                if name == "mean":
+                    more["asked"] = len(own)
             found.append(line | more)
     return found
 

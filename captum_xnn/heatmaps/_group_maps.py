@@ -8,9 +8,11 @@ map:
 with the slopes G of the path integral (:mod:`captum_xnn.models._contribution_groups`). No gradient is taken again.
 
 *By gradients.* Let :math:`g = \partial y / \partial Z` be the gradient of the explained output, and :math:`a_k` a
-group. The gradient of x-feature k at feature maps or inputs F is
+group. The gradient of x-feature k at feature maps or inputs F is taken as
 
-.. math:: \frac{\partial E_k}{\partial F} = \Bigl(\frac{\partial Z}{\partial F}\Bigr)^\top (a_k \odot g).
+.. math:: g_k(F) = \Bigl(\frac{\partial Z}{\partial F}\Bigr)^\top (a_k \odot g),
+
+with the example's own g in place of the path's slopes. Over all x-features it sums to the gradient of the output.
 
 One pass gives Z, y and g. Each x-feature then takes a backward pass from Z to F, which is short where F is close to Z.
 
@@ -49,7 +51,8 @@ class GradientMaps:
 
     Maps of fewer than 4 x 4 cells, as pooling leaves them, are drawn only if there are no finer ones.
 
-    At every place, the maps of all x-features sum to the map that the same backend gives the model's own output.
+    At every place, the maps of all x-features sum to the map that the same backend gives the model's own output, if
+    everything passes through the layer.
 
     Example:
         >>> GradientMaps()
