@@ -575,9 +575,12 @@ class XNNAttribution(LayerAttribution):  # type: ignore[misc]
         internal_batch_size: int | None = None,
         **heatmap_kwargs: Any,
     ) -> Any:
-        """Draw the 1-Heatmap, the single map of the model's own output. The maps of the x-features divide it.
+        """Draw the 1-Heatmap, the single map of the model's own output.
 
-        The same backend draws it at the same layer. It needs no fit. :class:`captum_xnn.OneHeatmap` draws the same map
+        The same backend draws it at the same layer. It needs no fit. Maps of gradient methods divide it, if everything
+        passes through the layer. The default at a layer with feature maps
+        (:class:`~captum_xnn.heatmaps.ContributionMaps`) does not: the 1-Heatmap is gradient x activation there, and the
+        maps of x-features sum to the contributions. :class:`captum_xnn.OneHeatmap` draws the same map
         with ``before=`` this layer.
 
         Args:

@@ -117,7 +117,8 @@ def patch_scores(
     A patch takes away little, so the tolerance of the path integral, 0.01 standard deviations of the output, shows in
     the scores. On six fits to a small network of drawn images, with 10 images each, the drops have a relative error of
     0.03 to 0.13. Compared with a tolerance of 1e-5, patch agreement and identified maps differ by up to 0.04, and O1 of
-    drops by up to 0.02. The agreement of a single x-feature also differs from that of the 1-Heatmap, its equal.
+    drops by up to 0.02. The agreement of a single x-feature also differs from that of the 1-Heatmap, its equal where
+    :class:`~captum_xnn.heatmaps.GradientMaps` draws both.
 
     A finer integral costs too much to be the default. With a tolerance of 0.003, patch scores take 1.1 to 2.9 times as
     long on that network, and 2.3 times in the middle of a ResNet-18; with 0.001, 1.2 to 7.9 times and 6 times. At the

@@ -36,7 +36,6 @@ from captum_xnn.heatmaps._one_pass import Pass
 from captum_xnn.layers._batching import rows_of
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._trace import CELLS
-from captum_xnn.models._contribution_groups import ContributionGroups
 
 __all__ = ["ContributionMaps", "GradientMaps"]
 
@@ -134,11 +133,11 @@ class GradientMaps:
 class ContributionMaps:
     """Contributions of each place of the explained layer, or :class:`GradientMaps` where the layer has no places.
 
-    A layer has places if its output is feature maps of at least 4 x 4 cells. The contribution of each cell is spread
-    over its pixels, so the pixels of a map sum to the x-feature's contribution, in logits. Unlike a gradient, the map
-    also shows contributions of numbers below the base, such as inactive ReLUs. This is the default for groups of
-    contributions. :class:`GradientMaps` draws learned networks, a model's own outputs, and calls that name another
-    ``layer``.
+    A layer has places if its values are feature maps of at least 4 x 4 cells over the image. To find out, the first
+    call runs the layer on images that differ in one half. The contribution of each cell is spread over its pixels, so
+    the pixels of a map sum to the x-feature's contribution, in logits. Unlike a gradient, the map also shows
+    contributions of numbers below the base, such as inactive ReLUs. This is the default for groups of contributions.
+    :class:`GradientMaps` draws learned networks, a model's own outputs, and calls that name another ``layer``.
 
     Example:
         >>> from captum_xnn import XNNAttribution
@@ -176,27 +175,16 @@ class ContributionMaps:
         """
         if isinstance(network, ContributionNetwork) and not {*options} - _OF_PLACES:
             call = LayerCall(network, network.layer_name, inputs, options.get("additional_forward_args"))
-            if self._has_places(call, network.form):
+            if self._has_places(call, network.form.channels):
                 return (self._by_place(call, network, features, options.get("internal_batch_size")),)
         return self._elsewhere(network, inputs, features, **options)
 
-    def _has_places(self, call: LayerCall, form: ContributionGroups) -> bool:
-        """Whether the explained layer gives, or ends with, the last feature maps of an image, with enough cells.
-
-        Modules do not show whether (N, h, w, C) are feature maps. They are, if one stride leads from the image to them.
-        """
-        cells = [size for at, size in enumerate(form.config["shape"], 1) if at != form.channels]
-        if len(cells) != 2 or min(cells) < CELLS or not has_images(call.inputs):
-            return False
-        pixels = self._layouts.image(call).first.shape[2:]
-        if form.channels == 3:
-            return any(
-                all(n in (size // stride, -(-size // stride)) for n, size in zip(cells, pixels, strict=True))
-                for stride in range(1, min(pixels) + 1)
-            )
-        last = call.network.spatial_layer_name
-        is_last = last is not None and f"{last}.".startswith(f"{call.name}.")
-        return is_last and all(n <= size for n, size in zip(cells, pixels, strict=True))
+    def _has_places(self, call: LayerCall, channels: int) -> bool:
+        """Whether the values of the explained layer in this call are feature maps over an image, with enough cells."""
+        shape = call.additional[-1].shape if call.additional else ()  # of the slopes, which is that of Z
+        cells = [size for at, size in enumerate(shape) if at not in (0, channels)]
+        enough = len(cells) == 2 and min(cells) >= CELLS
+        return enough and has_images(call.inputs) and self._layouts.is_over_image(call, channels)
 
     def _by_place(
         self, call: LayerCall, network: ContributionNetwork, features: Sequence[int], internal_batch_size: int | None

@@ -23,11 +23,12 @@ from captum_xnn.heatmaps._network import ExplanationNetwork
 from captum_xnn.heatmaps._one_output import OneOutput, one_output
 from captum_xnn.heatmaps._token_grid import TOKENS, TokenGrid
 from captum_xnn.layers._batching import rows_of
-from captum_xnn.layers._grid import Cells, channels_by_numbers
+from captum_xnn.layers._grid import Cells, channels_by_numbers, halves, is_grid, is_over_image
+from captum_xnn.layers._hooks import hooked
 from captum_xnn.layers._layout import channel_dimension, refuse_examples_second, token_cells
 from captum_xnn.layers._lookup import find_layer
 from captum_xnn.layers._nested import tensors_in
-from captum_xnn.layers._pixels import first_image, image_channels
+from captum_xnn.layers._pixels import first_image, image_channels, repeated
 from captum_xnn.layers._read import OutputTransform, read_layer
 from captum_xnn.layers._state import untouched
 
@@ -73,25 +74,32 @@ class Image(NamedTuple):
         return of_dtype(maps, self.values)
 
     def spread(self, cells: Tensor) -> Tensor:
-        """Enlarge cells (N, K, h, w) to the size of the image, and keep their sums; (N, K, 1, H, W) in its dtype.
+        """Bring cells (N, K, h, w) to the size of the image, and keep their sums; (N, K, 1, H, W) in its dtype.
 
-        Bilinear interpolation counts a cell as often as its weights in all pixels sum to. Each cell is divided by that.
+        Each cell is divided among pixels by the weights of bilinear interpolation, or of area averages if there are
+        more cells than pixels.
 
         Args:
             cells: Values of the cells of an image.
         """
-        H, W = self.first.shape[2:]
-        for at, size in ((2, H), (3, W)):
-            one = torch.eye(cells.shape[at], dtype=cells.dtype, device=cells.device)[:, None]
-            counted = F.interpolate(one, size, mode="linear", align_corners=False).sum((1, 2))
-            cells = cells / counted.reshape([-1 if d == at else 1 for d in range(4)])
-        return self.enlarged(cells[:, :, None])
+        down, across = (_shares(cells, at, size) for at, size in ((2, self.first.shape[2]), (3, self.first.shape[3])))
+        maps = torch.einsum("hi,nkij,wj->nkhw", down, cells, across)[:, :, None]
+        return of_dtype(maps.movedim(2, self.channels + 1), self.values)
 
     def _resized(self, maps: Tensor) -> Tensor:
         """Enlarge maps (R, 1, ...) to the image, and move the one channel to where the image has its channels."""
         size = self.first.shape[2:]
         maps = F.interpolate(maps, size, mode=_MODES[self.values.dim()], align_corners=False)
         return maps.movedim(1, self.channels)
+
+
+def _shares(cells: Tensor, at: int, pixels: int) -> Tensor:
+    """Compute which share of each cell each pixel along one side gets, (pixels, cells); columns sum to 1."""
+    count = cells.shape[at]
+    one = torch.eye(count, dtype=cells.dtype, device=cells.device)[:, None]
+    linear = {"mode": "linear", "align_corners": False} if count <= pixels else {"mode": "area"}
+    weights = F.interpolate(one, pixels, **linear)[:, 0]
+    return (weights / weights.sum(1, keepdim=True)).T
 
 
 class LayerCall(NamedTuple):
@@ -182,6 +190,24 @@ class Layouts:
             one = self._read(_shape, call)
             refuse_examples_second(torch.empty(one, device="meta"), 1, call.name)
 
+    def is_over_image(self, call: LayerCall, channels: int) -> bool:
+        """Whether the values that the network reads of the explained layer form a grid over the image.
+
+        The layer runs on images that differ in one half, once for each input size. If that does not tell, as where each
+        cell sees the whole image, feature maps have the shape of those of the last module known to give any. With
+        channels last, sizes decide.
+
+        Args:
+            call: The explained layer, whose values have four dimensions.
+            channels: Dimension of its values that holds channels.
+        """
+        answers = self._answers.setdefault(call.network.model, {})
+        key = "is_over_image", call.name, channels, *(tuple(x.shape[1:]) for x in call.inputs)
+        if key not in answers:
+            answers[key] = _is_over_image(call, channels, self.image(call))
+        found: bool = answers[key]
+        return found
+
     def tokens(self, call: LayerCall, kind: str, grid: tuple[int, int] | None) -> TokenGrid:
         """Find out how the tokens of a layer form a grid.
 
@@ -232,6 +258,25 @@ class Layouts:
             layer = network.layer if call.name == network.layer_name else find_layer(model, call.name)[1]
             answers[key] = read(model, layer, given, call.name, one and one.pick)
         return answers[key]
+
+
+def _is_over_image(call: LayerCall, channels: int, image: Image) -> bool:
+    """Run the explained layer on images that differ in one half, see :meth:`Layouts.is_over_image`."""
+    network, at = call.network, first_image(call.inputs)
+    x, more = rows_of(call.inputs, call.additional, torch.tensor([0], device="cpu"))
+    given = network.hold((*x, *(more or ())))
+    if at is None or not (x[at].is_floating_point() or x[at].dtype == torch.uint8):
+        return False
+    seen: list[torch.Size] = []
+    known = [] if network.spatial_layer_name is None else [find_layer(network.model, network.spatial_layer_name)[1]]
+    halved = list(repeated(given, 5))
+    halved[at] = halves(x[at], image.channels)
+    with untouched(network.model), torch.no_grad(), hooked(known, lambda _m, _i, output: seen.append(output.shape)):
+        Z = network.activations(*halved)
+    told = is_over_image(Z.movedim(channels, 1))
+    if told is None:
+        return is_grid(Z.shape[1], Z.shape[2], image.first) if channels == 3 else seen[-1:] == [Z.shape]
+    return told
 
 
 def has_pixels(tensor: Tensor) -> bool:
