@@ -807,3 +807,26 @@ def test_settings_without_a_default_are_asked_for(method, needed):
     torch.manual_seed(0)
     (with_the_call,) = FromCaptum(method)(network, (x,), [0, 1], **needed)
     assert torch.equal(with_the_method, with_the_call) and bool(with_the_call.any())
+
+
+class TwoBranches(nn.Module):
+    """Two images of different size, each with a branch of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 3, 2), nn.Conv2d(1, 4, 3, 2), nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        return self.head(self.a(x).tanh().mean((2, 3)) + self.b(y).tanh().amax((2, 3)))
+
+
+def test_a_layer_of_another_branch_is_named():
+    torch.manual_seed(0)
+    model, x, y = TwoBranches().eval(), torch.randn(40, 1, 9, 9), torch.randn(40, 1, 13, 11)
+    xnn = XNNAttribution(model, "b", 2)
+    xnn.fit((x, y), 0, positives=torch.ones(40, dtype=torch.bool), progress=False)
+    with pytest.raises(
+        ValueError, match="layer 'a', where the maps would be drawn, does not lead to the explained layer"
+    ):
+        xnn.attribute((x[:2], y[:2]), 0)
+    assert xnn.attribute((x[:2], y[:2]), 0, layer="b").abs().sum() > 0
