@@ -1270,6 +1270,21 @@ def test_pairs_of_two_parts_find_groups_of_one_part_each(two_problems, monkeypat
     assert pairs.measure(lambda *_: None, {**job, "method": "groups"}) == {"pairs": 0}
 
 
+def test_parts_that_are_no_reasons_take_no_part_in_the_share():
+    """Both parts move x-feature 0. As reasons they could not both have it; one of them alone has it whole."""
+    from benchmarks.changed_parts import Pairs
+
+    Z, changed = torch.ones(3, 2), torch.tensor([0.0, 1.0]).expand(3, 2, 2)
+    both = Pairs(Z, changed, torch.ones(3, 2, dtype=torch.bool), torch.tensor([True, True]))
+    changes = both.changes(both.every)
+    assert changes.tolist() == [[[1.0, 0.0], [1.0, 0.0]]] * 3
+    assert both.share(changes, 0).share == 0.5
+    assert both._replace(counts=torch.tensor([True, False])).share(changes, 0).share == 1
+    one_pair = torch.tensor([[True, True], [True, False], [True, False]])
+    assert not both._replace(differs=one_pair).enough
+    assert both._replace(differs=one_pair, counts=torch.tensor([True, False])).enough
+
+
 def test_pairs_of_figures_run_and_resume(tmp_path):
     from benchmarks import pairs
 

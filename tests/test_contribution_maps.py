@@ -81,6 +81,12 @@ MODELS = {
     "three channels": (partial(cnn, channels=3), "1", (3, 9, 9)),
     "a way around the layer": (Residual, "inner", (1, 9, 9)),
     "more cells than pixels": (followed_by(nn.Upsample(scale_factor=2)), "1", (1, 6, 7)),
+    "four cells to a pixel": (followed_by(nn.Upsample(scale_factor=4)), "1", (1, 6, 7)),
+    "cells that see the whole image": (
+        lambda: nn.Sequential(nn.Conv2d(1, 6, 17, 1, 8), *cnn(channels=6)),
+        "0",
+        (1, 9, 9),
+    ),
     "cells beyond the border": (followed_by(nn.ZeroPad2d(3)), "1", (1, 20, 20)),
     "dropout": (followed_by(nn.Dropout2d()), "1", (1, 9, 9)),
     "a module that changes nothing": (followed_by(nn.Identity()), "1", (1, 9, 9)),
@@ -181,6 +187,44 @@ def test_images_of_another_size_than_in_the_fit(name, size):
     why = xnn.explain(torch.randn(3, 1, *size), 1)
     assert why.maps.shape[3:] == size
     torch.testing.assert_close(why.maps.sum((2, 3, 4)), why.contributions, rtol=1e-4, atol=1e-5)
+
+
+def drawn_by_gradients(model, layer, x):
+    xnn = fitted(model, layer, x, 1)
+    found = xnn.attribute(x[:4], 1)
+    torch.testing.assert_close(found, xnn.with_heatmap(GradientMaps()).attribute(x[:4], 1))
+    return bool(found.abs().sum() > 0)
+
+
+def test_maps_of_few_cells_are_drawn_before_they_were_pooled():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(54, 8),
+        nn.Tanh(),
+        nn.Linear(8, 3),
+    )
+    assert drawn_by_gradients(model, "2", torch.randn(40, 1, 12, 12))
+
+
+class Picky(nn.Module):
+    """Refuses images whose pixels are not in [0, 1], as noise is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.rest = cnn()
+
+    def forward(self, x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("pixels must be in [0, 1]")
+        return self.rest(x)
+
+
+def test_a_model_that_fails_on_noise_is_drawn_by_gradients():
+    assert drawn_by_gradients(Picky(), "rest.1", torch.rand(40, 1, 9, 9))
 
 
 class Reshaped(nn.Module):

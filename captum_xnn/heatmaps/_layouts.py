@@ -271,8 +271,11 @@ def _is_over_image(call: LayerCall, channels: int, image: Image) -> bool:
     known = [] if network.spatial_layer_name is None else [find_layer(network.model, network.spatial_layer_name)[1]]
     halved = list(repeated(given, 5))
     halved[at] = halves(x[at], image.channels)
-    with untouched(network.model), torch.no_grad(), hooked(known, lambda _m, _i, output: seen.append(output.shape)):
-        Z = network.activations(*halved)
+    try:
+        with untouched(network.model), torch.no_grad(), hooked(known, lambda _m, _i, output: seen.append(output.shape)):
+            Z = network.activations(*halved)
+    except Exception:
+        return False  # the model's own code may fail on noise
     told = is_over_image(Z.movedim(channels, 1))
     if told is None:
         return is_grid(Z.shape[1], Z.shape[2], image.first) if channels == 3 else seen[-1:] == [Z.shape]
