@@ -423,15 +423,15 @@ class FromCaptum:
             raise
         except (AttributeError, RuntimeError) as error:
             reason = None
-            if layer is not None and "not have been used in the graph" in str(error):
+            if not self.replaces_inputs:
+                with suppress(Exception):  # the first error is the one to report
+                    reason = cut_off(network, *arguments)
+            if reason is None and layer is not None and "not have been used in the graph" in str(error):
                 reason = (
                     f"layer {layer.call.name!r}, where the maps would be drawn, does not lead to the explained layer "
                     f"{network.layer_name!r}, as in another branch of a model with several images; name a layer that "
                     "does, as in attribute(..., layer='...')"
                 )
-            elif not self.replaces_inputs:
-                with suppress(Exception):  # the first error is the one to report
-                    reason = cut_off(network, *arguments)
             if reason is None:
                 raise
             raise ValueError(reason) from error
